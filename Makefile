@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Two commands do everything on a fresh Debian 12 machine:
+#   make demo   a real image from a real registry, run in a real KVM guest
+#   make test   every specification; ends in `N passed, N failed`
+# `make` alone builds ./sm and build/. Sources are found by folder, so a new
+# file needs no line here:
+#   core/ core/dev/ core/kvm|core/fake   the VMM, libc and pthread only
+#   core/lua_*.c                         its Lua module, sm.core
+#   core/image/                          the image module, sm.image_core
+#   core/guest/                          the guest's PID 1, static
+# SAN=asan|ubsan|tsan builds a sanitized copy below build/$(SAN)/.
+
+ARCH    ?= $(shell uname -m)
+CC      ?= gcc
+B       := build$(if $(SAN),/$(SAN))
+PREFIX  ?= /usr/local
+
+SANFLAGS_asan  := -fsanitize=address -fno-omit-frame-pointer
+SANFLAGS_ubsan := -fsanitize=undefined -fno-sanitize-recover=all
+SANFLAGS_tsan  := -fsanitize=thread
+SANFLAGS := $(SANFLAGS_$(SAN))
+
+WARN    := -Wall -Wextra -Wshadow -Wimplicit-fallthrough -Wmissing-prototypes \
+           -Wvla -Wpointer-arith -Wstrict-prototypes $(if $(WERROR),-Werror)
+CFLAGS  ?= -O2 -g
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -fPIC -pthread \
+           -fvisibility=hidden $(WARN) -Icore $(CFLAGS) $(SANFLAGS) -MMD -MP
+LUA_CFLAGS := $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
+LUA_LIBS   := $(shell pkg-config --libs lua5.4 2>/dev/null || echo -llua5.4)
+IMAGE_LIBS := -lcurl -larchive -lzstd -lisal -lz -lcrypto
+AGENT_CC   ?= musl-gcc
+
+core_src  := $(filter-out core/main.c core/worker.c core/lua_%.c,$(wildcard core/*.c core/dev/*.c))
+kvm_src   := $(core_src) $(wildcard core/kvm/*.c)
+fake_src  := $(core_src) $(wildcard core/fake/*.c)
+lua_src   := $(wildcard core/lua_*.c)
+image_src := $(wildcard core/image/*.c)
+guest_src := $(wildcard core/guest/*.c)
+
+obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
+
+.PHONY: all clean demo test soak bench kernel fuzz install check-format
+all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/guest/init
+
+-include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
+
+$(B)/obj/core/lua_%.o $(B)/obj/core/main.o $(B)/obj/core/image/%.o: ALL_CFLAGS += $(LUA_CFLAGS)
+$(B)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+$(B)/libsmcore.a: $(call obj,$(kvm_src))
+	rm -f $@ && $(AR) rcs $@ $^
+$(B)/libsmfake.a: $(call obj,$(fake_src))
+	rm -f $@ && $(AR) rcs $@ $^
+
+$(B)/sm/core.so: $(call obj,$(lua_src)) $(B)/libsmcore.a
+	@mkdir -p $(@D)
+	$(CC) -shared -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
+$(B)/fake/sm/core.so: $(call obj,$(lua_src)) $(B)/libsmfake.a
+	@mkdir -p $(@D)
+	$(CC) -shared -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
+$(B)/sm/image_core.so: $(call obj,$(image_src))
+	@mkdir -p $(@D)
+	$(CC) -shared -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^ $(IMAGE_LIBS)
+
+$(B)/sm-worker: $(call obj,core/worker.c) $(B)/libsmcore.a
+	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
+$(B)/fake/sm-worker: $(call obj,core/worker.c) $(B)/libsmfake.a
+	@mkdir -p $(@D)
+	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
+
+# The guest's PID 1: static, small, no sanitizer; it shares only proto.h.
+$(B)/guest/init: $(guest_src) $(wildcard core/guest/*.h)
+	@mkdir -p $(@D)
+	$(AGENT_CC) -std=c11 -D_GNU_SOURCE -static -Os -g0 $(WARN) -o $@ $(guest_src)
+	strip $@
+
+sm: $(call obj,core/main.c)
+	$(CC) -pthread $(LDFLAGS) -o $@ $^ $(LUA_LIBS)
+
+# C tests: spec/unit/<name>_test.c, one program each, no VM.
+unit_names := $(patsubst spec/unit/%_test.c,%,$(wildcard spec/unit/*_test.c))
+unit_bins  := $(addprefix $(B)/unit/,$(unit_names))
+.PHONY: unit
+unit: $(unit_bins)
+$(B)/unit/%: spec/unit/%_test.c spec/unit/test.h $(B)/libsmfake.a $(B)/libsmimage.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LUA_CFLAGS) -Icore/image -Icore/guest -Ispec/unit -o $@ $< \
+	    $(B)/libsmfake.a $(B)/libsmimage.a $(IMAGE_LIBS)
+$(B)/libsmimage.a: $(call obj,$(filter-out core/image/lua_%.c,$(image_src)))
+	rm -f $@ && $(AR) rcs $@ $^
+
+# Fuzz targets: spec/fuzz/<name>_fuzz.c, libFuzzer; `make fuzz` builds them,
+# scripts/fuzz runs them.
+fuzz_names := $(patsubst spec/fuzz/%_fuzz.c,%,$(wildcard spec/fuzz/*_fuzz.c))
+fuzz_bins  := $(addprefix build/fuzz/,$(fuzz_names))
+fuzz_lib   := $(fake_src) $(filter-out core/image/lua_%.c,$(image_src))
+fuzz: $(fuzz_bins)
+build/fuzz/obj/%.o: %.c
+	@mkdir -p $(@D)
+	clang -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -fPIC -pthread -Icore -O1 -g \
+	    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -MMD -c -o $@ $<
+build/fuzz/libsm.a: $(patsubst %.c,build/fuzz/obj/%.o,$(fuzz_lib))
+	rm -f $@ && ar rcs $@ $^
+build/fuzz/%: spec/fuzz/%_fuzz.c build/fuzz/libsm.a
+	clang -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -pthread -Icore -Icore/image -Icore/guest -Ispec/unit -O1 -g \
+	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -o $@ $< build/fuzz/libsm.a $(IMAGE_LIBS)
+
+kernel:
+	scripts/kernel
+demo:
+	scripts/demo
+test:
+	scripts/test
+soak:
+	scripts/soak
+bench:
+	scripts/bench
+
+clean:
+	rm -rf build sm
