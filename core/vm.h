@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A virtual machine: memory, bus, vCPUs, devices and their threads.
+ *
+ * The platform (architecture decision, x86_64): RAM from 0 with a hole at
+ * 3–4 GiB; virtio-mmio slots of 4 KiB from SM_VIRTIO_MMIO_BASE, each with its own GSI;
+ * hardware-reduced ACPI describes all of it; COM1 at 0x3f8 (GSI 4).
+ *
+ * Run states, one table (core/vm.c), no flags beside it:
+ *     created → running ⇄ paused → stopped; created|running|paused → stopped
+ *
+ * Threads. Every function here is for the thread that owns the VM, except
+ * sm_vm_stop and sm_vm_state. vCPU threads are started by sm_vm_start and
+ * joined by sm_vm_destroy.
+ */
+#ifndef SM_VM_H
+#define SM_VM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "bus.h"
+#include "event.h"
+#include "io.h"
+#include "irq.h"
+#include "mem.h"
+#include "dev/device.h"
+
+#define SM_VIRTIO_MMIO_BASE 0xd0000000ull
+#define SM_VIRTIO_MMIO_STRIDE 0x1000ull
+#define SM_VIRTIO_MMIO_MAX 16 /* a GSI each, of the IOAPIC's 24 pins */
+
+enum sm_run_state { SM_VM_CREATED, SM_VM_RUNNING, SM_VM_PAUSED, SM_VM_STOPPED };
+
+/* Why a VM stopped. */
+enum sm_stop {
+    SM_STOP_NONE,
+    SM_STOP_POWEROFF, /* ACPI S5, PSCI SYSTEM_OFF */
+    SM_STOP_REBOOT,   /* ACPI reset register, 0xcf9, keyboard controller, PSCI SYSTEM_RESET */
+    SM_STOP_PANIC,    /* told by pvpanic */
+    SM_STOP_CRASH,    /* triple fault, or an exit the VMM cannot serve */
+    SM_STOP_KILLED,   /* sm_vm_stop */
+};
+
+struct sm_vm;
+
+struct sm_vm_config {
+    unsigned cpus;         /* 1 … SM_MAX_VCPUS */
+    uint64_t memory_bytes; /* RAM; 0: none is mapped (the caller maps its own) */
+};
+
+struct sm_vm_status {
+    enum sm_run_state state;
+    enum sm_stop reason;
+    char detail[96]; /* for people: "triple fault on vcpu 0" */
+};
+
+/* err: a buffer for one line of reason, may be NULL. */
+int sm_vm_create(const struct sm_vm_config *cfg, struct sm_vm **out, char *err, size_t errlen);
+/* Stops it, joins every thread, frees all. */
+void sm_vm_destroy(struct sm_vm *vm);
+
+struct sm_mem *sm_vm_mem(struct sm_vm *vm);
+struct sm_bus *sm_vm_bus(struct sm_vm *vm);
+struct sm_events *sm_vm_events(struct sm_vm *vm);
+struct sm_hv *sm_vm_hv(struct sm_vm *vm);
+unsigned sm_vm_cpus(const struct sm_vm *vm);
+
+/* The thread for streams (one a VM), or a fresh one for a device that blocks;
+ * the VM destroys both. */
+struct sm_io *sm_vm_io(struct sm_vm *vm);
+int sm_vm_io_new(struct sm_vm *vm, const char *name, struct sm_io **out);
+
+/* Devices: attach takes ownership. A virtio device takes the next mmio slot:
+ * its address, its interrupt and one ioeventfd per queue are wired here and
+ * described in the DSDT. -ENOSPC when slots are out. -EBUSY once started. */
+struct sm_virtio_mmio;
+int sm_vm_add_virtio(struct sm_vm *vm, struct sm_virtio_mmio *dev);
+int sm_vm_next_irq(struct sm_vm *vm, struct sm_irq *irq); /* for that device */
+int sm_vm_add_device(struct sm_vm *vm, struct sm_device *dev);
+
+/* Linux (core/boot.h): vmlinux with a PVH note, or ELF entered at 64 bit. */
+struct sm_boot_config {
+    const char *kernel;  /* path of an ELF vmlinux */
+    const char *initrd;  /* path or NULL */
+    const char *cmdline;
+};
+int sm_vm_load_kernel(struct sm_vm *vm, const struct sm_boot_config *cfg, char *err,
+                      size_t errlen);
+
+int sm_vm_start(struct sm_vm *vm); /* starts running */
+int sm_vm_pause(struct sm_vm *vm); /* returns with every vCPU at an instruction boundary and devices held */
+int sm_vm_resume(struct sm_vm *vm);
+/* Any thread. The first reason wins; the vCPUs leave; devices stay readable. */
+void sm_vm_stop(struct sm_vm *vm, enum sm_stop reason, const char *detail);
+void sm_vm_state(struct sm_vm *vm, struct sm_vm_status *out);
+
+/* Run fn(vcpu, arg) on that vCPU's thread, at an instruction boundary, and
+ * return its result; a running vCPU is kicked for it and goes on after. */
+int sm_vm_vcpu_call(struct sm_vm *vm, unsigned index,
+                    int (*fn)(struct sm_hv_vcpu *vcpu, void *arg), void *arg);
+
+/* Counters, monotonic; read without a lock. */
+struct sm_vcpu_stats {
+    uint64_t exits, mmio, pio, halts, kicks;
+};
+void sm_vm_vcpu_stats(const struct sm_vm *vm, unsigned index, struct sm_vcpu_stats *out);
+
+const char *sm_stop_name(enum sm_stop reason);       /* "poweroff" … */
+const char *sm_run_state_name(enum sm_run_state st); /* "running" … */
+
+#endif
