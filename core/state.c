@@ -74,7 +74,7 @@ void sm_state_put_u64(struct sm_state_writer *w, uint64_t v)
     put_le(w, v, 8);
 }
 
-void sm_state_begin(struct sm_state_writer *w, const char name[8], uint32_t version)
+void sm_state_begin(struct sm_state_writer *w, const char *name, uint32_t version)
 {
     char padded[8] = { 0 };
 
@@ -115,7 +115,7 @@ static uint64_t get_le(struct sm_state_reader *r, size_t limit, unsigned bytes)
     return v;
 }
 
-uint32_t sm_state_open(struct sm_state_reader *r, const char name[8])
+uint32_t sm_state_open(struct sm_state_reader *r, const char *name)
 {
     char padded[8] = { 0 };
     uint32_t version, len;

@@ -27,7 +27,8 @@ struct sm_state_reader {
 
 void sm_state_writer_init(struct sm_state_writer *w);
 void sm_state_writer_free(struct sm_state_writer *w);
-void sm_state_begin(struct sm_state_writer *w, const char name[8], uint32_t version);
+/* name: at most 8 characters. */
+void sm_state_begin(struct sm_state_writer *w, const char *name, uint32_t version);
 void sm_state_end(struct sm_state_writer *w);
 void sm_state_put_u8(struct sm_state_writer *w, uint8_t v);
 void sm_state_put_u16(struct sm_state_writer *w, uint16_t v);
@@ -38,7 +39,7 @@ void sm_state_put_bytes(struct sm_state_writer *w, const void *p, size_t len);
 void sm_state_reader_init(struct sm_state_reader *r, const void *buf, size_t len);
 /* Opens the next section; returns its version, or 0 and fails when the name
  * differs. */
-uint32_t sm_state_open(struct sm_state_reader *r, const char name[8]);
+uint32_t sm_state_open(struct sm_state_reader *r, const char *name);
 void sm_state_close(struct sm_state_reader *r);
 uint8_t sm_state_get_u8(struct sm_state_reader *r);
 uint16_t sm_state_get_u16(struct sm_state_reader *r);
