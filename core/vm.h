@@ -10,7 +10,8 @@
  *     created → running ⇄ paused → stopped; created|running|paused → stopped
  *
  * Threads. Every function here is for the thread that owns the VM, except
- * sm_vm_stop and sm_vm_state. vCPU threads are started by sm_vm_start and
+ * sm_vm_stop and sm_vm_state. vCPU threads are started, parked, by sm_vm_create
+ * (so that registers can be set before the guest runs), and
  * joined by sm_vm_destroy.
  */
 #ifndef SM_VM_H
@@ -65,6 +66,8 @@ struct sm_mem *sm_vm_mem(struct sm_vm *vm);
 struct sm_bus *sm_vm_bus(struct sm_vm *vm);
 struct sm_events *sm_vm_events(struct sm_vm *vm);
 struct sm_hv *sm_vm_hv(struct sm_vm *vm);
+struct sm_console_log; /* core/console_log.h: what console.read drains */
+struct sm_console_log *sm_vm_console(struct sm_vm *vm);
 unsigned sm_vm_cpus(const struct sm_vm *vm);
 
 /* The thread for streams (one a VM), or a fresh one for a device that blocks;
@@ -79,6 +82,7 @@ struct sm_virtio_mmio;
 int sm_vm_add_virtio(struct sm_vm *vm, struct sm_virtio_mmio *dev);
 int sm_vm_next_irq(struct sm_vm *vm, struct sm_irq *irq); /* for that device */
 int sm_vm_add_device(struct sm_vm *vm, struct sm_device *dev);
+int sm_vm_add_serial(struct sm_vm *vm); /* COM1, onto sm_vm_console; once */
 
 /* Linux (core/boot.h): vmlinux with a PVH note, or ELF entered at 64 bit. */
 struct sm_boot_config {
