@@ -1,0 +1,172 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- The command line. `sm COMMAND …` finds lua/sm/cli/COMMAND.lua; a first word
+-- that is a file is a Lua script. A command is a module:
+--
+--   { usage=, about=, flags=, min=, max=, run = function(options, rest) … end }
+--
+-- and is written on the public API (`require "sm"`) and nothing else. `run` is
+-- a task of sm.loop; it returns an exit code (nil is 0), or nil and one line.
+-- Exit codes are Docker's: 125 is our own failure, the rest the workload's.
+
+local args = require "sm.cli.args"
+
+local M = {}
+
+-- In the order of the help text.
+local COMMANDS = {
+    { "run", "run an image as a microVM" },
+    { "pull", "fetch an image and make it ready to run" },
+    { "images", "list the images kept here" },
+    { "rmi", "remove images" },
+    { "doctor", "what this machine can do, what is missing, how to get it" },
+    { "version", "print the version" },
+}
+
+local OWN_FAILURE = 125
+
+local function fail(text)
+    io.stderr:write("sm: ", text, "\n")
+    return OWN_FAILURE
+end
+
+local function help()
+    local lines = {
+        "usage: sm COMMAND [flags] [args]",
+        "       sm SCRIPT.lua [args]     a Lua script with the toolkit at hand",
+        "",
+    }
+    for _, c in ipairs(COMMANDS) do
+        lines[#lines + 1] = ("  %-8s  %s"):format(c[1], c[2])
+    end
+    lines[#lines + 1] = ""
+    lines[#lines + 1] = "`sm COMMAND --help` tells a command's flags."
+    return table.concat(lines, "\n") .. "\n"
+end
+
+local function is_command(name)
+    for _, c in ipairs(COMMANDS) do
+        if c[1] == name then
+            return true
+        end
+    end
+    return false
+end
+
+local function names()
+    local list = {}
+    for i, c in ipairs(COMMANDS) do
+        list[i] = c[1]
+    end
+    return list
+end
+
+local function readable(path)
+    local f = io.open(path, "r")
+    if not f then
+        return false
+    end
+    -- A folder opens, but does not read.
+    local ok = f:read(0) ~= nil or f:seek("end") == 0
+    f:close()
+    return ok
+end
+
+-- Run a Lua file with `arg` set, as stock lua does.
+local function script(argv, at)
+    local loop = require "sm.loop"
+    local path = argv[at]
+    local chunk, err
+    if path == "-" then
+        chunk, err = load(io.read("a"), "=stdin")
+    else
+        chunk, err = loadfile(path)
+    end
+    if not chunk then
+        return fail(err)
+    end
+    local arg = {}
+    for i = 0, #argv do
+        arg[i - at] = argv[i]
+    end
+    _G.arg = arg
+    local ok, trace = xpcall(function()
+        loop.run(chunk, table.unpack(arg, 1, #arg))
+        loop.finish()
+    end, function(e)
+        return type(e) == "string" and debug.traceback(e, 2) or e
+    end)
+    if not ok then
+        io.stderr:write("sm: ", tostring(trace), "\n")
+        return 1
+    end
+    return 0
+end
+
+local function wants_help(argv)
+    for i = 2, #argv do
+        local word = argv[i]
+        if word == "--help" then
+            return true
+        elseif word:sub(1, 1) ~= "-" or word == "--" then
+            -- Flags with values are not told apart here; a command's own
+            -- parser sees --help as a flag too.
+            return false
+        end
+    end
+    return false
+end
+
+local function command(argv)
+    local loop = require "sm.loop"
+    local spec = require("sm.cli." .. argv[1])
+    if wants_help(argv) then
+        io.write(args.help(spec.usage, spec.about, spec.flags))
+        return 0
+    end
+    local options, rest = args.parse(spec.flags, argv, 2)
+    if not options then
+        return fail(("%s: %s\nsee `sm %s --help`"):format(argv[1], rest, argv[1]))
+    end
+    if #rest < (spec.min or 0) then
+        return fail(("%s: needs %s\nusage: %s"):format(argv[1], spec.needs or "an argument", spec.usage))
+    elseif spec.max and #rest > spec.max then
+        return fail(("%s: too many arguments: '%s'\nusage: %s"):format(argv[1], rest[spec.max + 1], spec.usage))
+    end
+    local ok, code, err = xpcall(loop.run, debug.traceback, spec.run, options, rest)
+    if not ok then
+        return fail("internal error, please report it\n" .. tostring(code))
+    elseif err then
+        io.stderr:write("sm: ", tostring(err), "\n")
+        return code or OWN_FAILURE
+    end
+    return code or 0
+end
+
+--- Run a command line.
+---@param argv string[] argv[0] is the program
+---@return integer exit code
+function M.main(argv)
+    local first = argv[1]
+    if not first then
+        io.write(help())
+        return 0
+    elseif first == "--help" or first == "-h" or first == "help" then
+        if argv[2] and is_command(argv[2]) then
+            return M.main { [0] = argv[0], argv[2], "--help" }
+        end
+        io.write(help())
+        return 0
+    elseif first == "--version" then
+        return M.main { [0] = argv[0], "version" }
+    elseif is_command(first) then
+        return command(argv)
+    elseif first == "-" or first:match("%.lua$") or readable(first) then
+        return script(argv, 1)
+    end
+    local near = args.nearest(first, names())
+    return fail(("unknown command '%s'%s\nsee `sm --help`"):format(
+        first, near and (" (did you mean '%s'?)"):format(near) or ""))
+end
+
+return M

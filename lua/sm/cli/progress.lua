@@ -1,0 +1,106 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- Progress of a pull: a bar per layer on a terminal, a line per finished layer
+-- elsewhere, nothing when quiet. Drawn on stderr, so that stdout stays the
+-- workload's. Fed with the events of `image.pull`:
+--   { type = "resolve"|"layer"|"ingest"|"done", digest=, now=, total=, cached= }
+
+local uv = require "luv"
+
+local M = {}
+
+local Progress = {}
+Progress.__index = Progress
+
+--- 1536 → "1.5 KiB".
+---@param bytes number
+---@return string
+function M.human(bytes)
+    local units = { "B", "KiB", "MiB", "GiB", "TiB" }
+    local i = 1
+    while bytes >= 1024 and i < #units do
+        bytes, i = bytes / 1024, i + 1
+    end
+    return (i == 1 and "%d %s" or "%.1f %s"):format(i == 1 and math.floor(bytes) or bytes, units[i])
+end
+
+---@param opts { quiet: boolean?, json: boolean? }
+function M.new(opts)
+    local self = setmetatable({ order = {}, by = {}, drawn = 0 }, Progress)
+    self.quiet = opts.quiet
+    self.tty = not opts.quiet and uv.guess_handle(2) == "tty"
+    return self
+end
+
+local function short(digest)
+    return (digest:gsub("^%w+:", "")):sub(1, 12)
+end
+
+local function bar(now, total, width)
+    local full = total > 0 and math.min(width, math.floor(now / total * width)) or 0
+    return "[" .. ("="):rep(full) .. (" "):rep(width - full) .. "]"
+end
+
+local function line(l)
+    local what
+    if l.state == "done" then
+        what = l.cached and "already here" or "ready, " .. M.human(l.total or 0)
+    elseif l.state == "ingest" then
+        what = "unpacking " .. M.human(l.total or 0)
+    else
+        what = ("%s %s / %s"):format(bar(l.now or 0, l.total or 0, 30), M.human(l.now or 0), M.human(l.total or 0))
+    end
+    return ("%s  %s"):format(short(l.digest), what)
+end
+
+function Progress:draw()
+    local now = uv.hrtime()
+    if self.last and now - self.last < 5e7 and not self.final then
+        return
+    end
+    self.last = now
+    local out = {}
+    if self.drawn > 0 then
+        out[#out + 1] = ("\27[%dA"):format(self.drawn)
+    end
+    for _, l in ipairs(self.order) do
+        out[#out + 1] = "\r\27[K" .. line(l) .. "\n"
+    end
+    self.drawn = #self.order
+    io.stderr:write(table.concat(out))
+    io.stderr:flush()
+end
+
+--- One event of image.pull.
+function Progress:event(e)
+    if self.quiet or not e.digest then
+        return
+    end
+    local l = self.by[e.digest]
+    if not l then
+        l = { digest = e.digest }
+        self.by[e.digest] = l
+        self.order[#self.order + 1] = l
+    end
+    local was = l.state
+    l.state = e.type
+    l.now = e.now or l.now
+    l.total = e.total or l.total
+    l.cached = e.cached or l.cached
+    if self.tty then
+        self.final = l.state == "done" and was ~= "done"
+        self:draw()
+    elseif l.state == "done" and was ~= "done" then
+        io.stderr:write(line(l), "\n")
+    end
+end
+
+--- After the last event.
+function Progress:finish()
+    if self.tty and #self.order > 0 then
+        self.final = true
+        self:draw()
+    end
+end
+
+return M
