@@ -6,7 +6,8 @@
  * Life: created with everything it needs (memory, irq, I/O thread) → attached
  * (bus ranges, irqfd, ioeventfds; core/vm.c) → reset, save, load only while
  * every vCPU is parked and the I/O threads are held → destroyed after the
- * vCPUs and I/O threads have been joined, or with the I/O thread held.
+ * vCPUs have been joined, before its I/O thread is destroyed (held or not):
+ * a device takes its descriptors off that thread itself.
  */
 #ifndef SM_DEVICE_H
 #define SM_DEVICE_H
