@@ -1,0 +1,58 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- The front door.
+--
+--   local sm = require "sm"
+--   local image = assert(sm.image "debian:12")
+--   local vm <close> = assert(sm.start(image, { cpus = 2, memory = "1G" }))
+--   local r = assert(vm:exec { argv = { "uname", "-a" } })
+--   print(r.status, r.stdout)
+--
+-- Calls that wait give up the thread to other tasks of `sm.loop`; called from
+-- a plain script they simply return when they are done.
+
+local config = require "sm.config"
+
+local M = {}
+
+M.version = require "sm.version"
+M.loop = require "sm.loop"
+
+--- Make an image ready to run: fetched when it is not here. `ref` is a
+--- registry reference (`debian:12`, `host:5000/app@sha256:…`) or an OCI layout
+--- (`oci:DIR[:TAG]`, `./DIR`). Yields.
+---@async
+---@param ref string
+---@param opts { pull: "missing"|"always"|"never"?, platform: string?, progress: fun(event: table)? }?
+---@return table? image { reference, digest, config, extents, size }
+---@return string? err
+function M.image(ref, opts)
+    opts = opts or {}
+    return require("sm.image").get(ref, {
+        policy = opts.pull or "missing",
+        platform = opts.platform,
+        progress = opts.progress,
+    })
+end
+
+--- Boot a VM on an image. Yields.
+---@async
+---@param image table|string what sm.image gives, or a reference
+---@param cfg table? see sm.config
+---@return sm.VM?
+---@return string? err
+function M.start(image, cfg)
+    local checked, err = config.check(cfg)
+    if not checked then
+        return nil, err
+    end
+    if type(image) == "string" then
+        image, err = M.image(image, { pull = checked.pull, platform = checked.platform, progress = checked.progress })
+        if not image then
+            return nil, err
+        end
+    end
+    return require("sm.vm").start(image, checked)
+end
+
+return M

@@ -1,0 +1,22 @@
+-- SPDX-License-Identifier: Apache-2.0
+return {
+    usage = "sm rmi IMAGE [IMAGE…]",
+    about = "Remove images; what other images share stays.",
+    flags = {},
+    min = 1,
+    needs = "an image",
+    run = function(_, rest)
+        local image = require "sm.image"
+        local code = 0
+        for _, ref in ipairs(rest) do
+            local ok, err = image.remove(ref)
+            if ok then
+                print("removed " .. ref)
+            else
+                io.stderr:write("sm: rmi: ", err, "\n")
+                code = 1
+            end
+        end
+        return code
+    end,
+}

@@ -1,0 +1,268 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- sm run: an image as a microVM, with Docker's habits.
+--
+-- The command is the VM's main process: its exit is the VM's, and its exit
+-- code is ours. Standard streams are joined to it; signals that would end us
+-- go to it first, and after a grace time it is killed.
+
+local uv = require "luv"
+local config = require "sm.config"
+local loop = require "sm.loop"
+local oci_config = require "sm.oci_config"
+local progress = require "sm.cli.progress"
+local sm = require "sm"
+local streams = require "sm.cli.streams"
+local terminal = require "sm.cli.terminal"
+local timeline = require "sm.cli.timeline"
+
+local NETWORK = "there is no network in the guest yet"
+
+local M = {
+    usage = "sm run [flags] IMAGE [COMMAND [ARG…]]",
+    about = "Run an image as a hardware-isolated microVM. The exit code is the command's;\n"
+        .. "125 is a failure of sm itself, 126 a command that cannot be executed, 127 one\n"
+        .. "that is not there, 128+n one killed by signal n.",
+    flags = {
+        { "interactive", "i", nil, "join standard input to the command" },
+        { "tty", "t", nil, "give the command a terminal" },
+        { "rm", nil, nil, "accepted for Docker's habit; a VM's disk never outlives it" },
+        { "name", nil, "NAME", "name of the VM (default: made up)", kind = "string" },
+        { "cpus", nil, "N", "virtual CPUs (default 1)", kind = "integer" },
+        { "memory", "m", "SIZE", "memory, such as 512M or 2G (default 512M)", kind = "size" },
+        { "disk", nil, "SIZE", "size of the writable disk, sparse (default 8G)", kind = "size" },
+        { "env", "e", "KEY=VALUE", "set a variable; KEY alone takes the host's", kind = "list" },
+        { "env-file", nil, "FILE", "read variables from a file", kind = "list" },
+        { "workdir", "w", "DIR", "working directory", kind = "string" },
+        { "user", "u", "USER[:GROUP]", "user, by name or number", kind = "string" },
+        { "entrypoint", nil, "PROGRAM", "replace the image's entrypoint", kind = "string" },
+        { "hostname", "h", "NAME", "hostname of the guest", kind = "string" },
+        { "read-only", nil, nil, "no writable layer" },
+        { "kernel", nil, "FILE", "guest kernel: own, stock, or a vmlinux or bzImage", kind = "string" },
+        { "append", nil, "TEXT", "kernel parameters to add", kind = "string" },
+        { "pull", nil, "WHEN", "missing (default), always or never", kind = "string" },
+        { "platform", nil, "OS/ARCH", "which of a multi-platform image", kind = "string" },
+        { "restart", nil, nil, "boot again when the guest reboots" },
+        { "timeout", nil, "TIME", "end the command after this long (exit code 124)", kind = "seconds" },
+        { "stop-timeout", nil, "TIME", "between a stop signal and SIGKILL (default 10)", kind = "seconds" },
+        { "verbose", nil, nil, "the guest's console and a boot timeline, on stderr" },
+        { "quiet", "q", nil, "no progress" },
+        { "volume", "v", "SRC:DST", "shared folders: not there yet", kind = "list",
+            absent = "shared folders are not there yet; copy files with a layer or vm:write_file" },
+        { "publish", "p", "HOST:GUEST", "published ports: not there yet", kind = "list", absent = NETWORK },
+        { "detach", "d", nil, "run in the background: not there yet",
+            absent = "background VMs are not there yet; run it in the foreground" },
+    },
+    min = 1,
+    needs = "an image",
+}
+
+-- stop_signal names of image configurations.
+local SIGNALS = uv.constants
+
+local function signal_number(name)
+    if not name or name == "" then
+        return SIGNALS.SIGTERM
+    end
+    local n = math.tointeger(tonumber(name))
+    if n then
+        return n
+    end
+    name = name:upper()
+    if name:sub(1, 3) ~= "SIG" then
+        name = "SIG" .. name
+    end
+    local rt, plus = name:match("^SIGRTMIN(%+?)(%d*)$")
+    if rt then
+        return 34 + (tonumber(plus) or 0)
+    end
+    return SIGNALS[name] or SIGNALS.SIGTERM
+end
+
+-- Flags → configuration of the machine.
+local function machine_config(o)
+    return {
+        cpus = o.cpus,
+        memory = o.memory,
+        disk = o.disk,
+        name = o.name,
+        hostname = o.hostname,
+        kernel = o.kernel,
+        append = o.append,
+        read_only = o.read_only,
+        pull = o.pull,
+        platform = o.platform,
+        on_console = o.verbose and function(bytes)
+            io.stderr:write((bytes:gsub("\r\n", "\n")))
+        end or nil,
+    }
+end
+
+local function get_image(o, ref)
+    local bars = progress.new { quiet = o.quiet }
+    local image, err = sm.image(ref, {
+        pull = o.pull,
+        platform = o.platform,
+        progress = function(e)
+            bars:event(e)
+        end,
+    })
+    bars:finish()
+    return image, err
+end
+
+-- What to run, from the image's configuration and the flags.
+local function process_of(o, image, command)
+    local overrides = {
+        cmd = #command > 0 and command or nil,
+        entrypoint = o.entrypoint,
+        env = o.env,
+        env_file = o.env_file,
+        workdir = o.workdir,
+        user = o.user,
+        hostname = o.hostname,
+        tty = o.tty,
+    }
+    return oci_config.resolve(image.config, overrides)
+end
+
+-- Signals that end a program are the command's to answer. Returns a function
+-- that gives them back.
+local function forward_signals(proc, vm, o, stop_signal)
+    local handles, stopping = {}, false
+    local function stop(signum)
+        if stopping then
+            vm:kill()
+            return
+        end
+        stopping = true
+        proc:signal(signum == SIGNALS.SIGTERM and stop_signal or signum)
+        if not proc:wait(o.stop_timeout or 10) then
+            proc:signal(SIGNALS.SIGKILL)
+            if not proc:wait(5) then
+                vm:kill()
+            end
+        end
+    end
+    for _, name in ipairs { "sigterm", "sigint", "sighup", "sigquit" } do
+        local h = assert(uv.new_signal())
+        h:start(name, loop.guard(function()
+            loop.spawn(stop, SIGNALS[name:upper()])
+        end))
+        handles[#handles + 1] = h
+    end
+    return function()
+        for _, h in ipairs(handles) do
+            if not h:is_closing() then
+                h:close()
+            end
+        end
+    end
+end
+
+-- Exit code of a finished command, by Docker's rules.
+local function exit_code(result)
+    if result.timed_out then
+        return 124
+    elseif result.signal and result.signal ~= 0 then
+        return 128 + result.signal
+    end
+    return result.status
+end
+
+-- One boot: returns an exit code, or nil and a line; the second value of a
+-- reboot is "reboot".
+local function boot(o, image, process, marks)
+    local cfg = machine_config(o)
+    cfg.verbose = nil
+    local vm, err = sm.start(image, cfg)
+    if not vm then
+        return nil, err
+    end
+    local _ <close> = vm
+    local raw_rows, raw_cols
+    if o.tty then
+        raw_rows, raw_cols = terminal.size(0)
+    end
+    local proc
+    proc, err = vm:spawn {
+        argv = process.argv,
+        env = process.env,
+        cwd = process.cwd,
+        user = process.user,
+        tty = o.tty,
+        rows = raw_rows,
+        cols = raw_cols,
+        stdin = o.interactive or false,
+        main = true,
+        stop_signal = signal_number(process.stop_signal),
+    }
+    if not proc then
+        return nil, err
+    end
+    vm.timeline.command = loop.now()
+    if o.verbose then
+        io.stderr:write(timeline.format(vm, marks))
+    end
+    local release = forward_signals(proc, vm, o, signal_number(process.stop_signal))
+    local joined <close> = streams.join(proc, { tty = o.tty, stdin = o.interactive })
+    local result, why = proc:wait(o.timeout)
+    if not result and why == "timeout" then
+        proc:signal(SIGNALS.SIGTERM)
+        if not proc:wait(o.stop_timeout or 10) then
+            proc:signal(SIGNALS.SIGKILL)
+        end
+        result = proc:wait(10) or {}
+        result.timed_out = true
+    end
+    joined:finish()
+    release()
+    local ending = vm:wait(30) or vm:kill()
+    if result then
+        return exit_code(result)
+    end
+    if ending.reason == "reboot" then
+        return 0, "reboot"
+    elseif ending.reason == "poweroff" then
+        return 0
+    elseif ending.reason == "killed" then
+        return 137
+    end
+    return nil, ("the guest ended: %s%s"):format(ending.reason, ending.detail and ", " .. ending.detail or "")
+end
+
+function M.run(o, rest)
+    local marks = { process = loop.now() }
+    local ok, err = config.check(machine_config(o))
+    if not ok then
+        return nil, "run: " .. err
+    end
+    if o.tty and not terminal.is_tty(0) then
+        return nil, "run: -t wants a terminal, and standard input is none"
+    end
+    local image
+    image, err = get_image(o, rest[1])
+    if not image then
+        return nil, err
+    end
+    marks.image = loop.now()
+    local process
+    process, err = process_of(o, image, table.move(rest, 2, #rest, 1, {}))
+    if not process then
+        return nil, "run: " .. err
+    end
+    while true do
+        local code, why = boot(o, image, process, marks)
+        if code and why == "reboot" then
+            if not o.restart then
+                return 0
+            end
+        elseif not code then
+            return nil, why
+        else
+            return code
+        end
+    end
+end
+
+return M

@@ -1,0 +1,294 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- A running VM, as the product sees it: commands run in it, files go in and
+-- out, and it ends for one reason.
+--
+-- Two voices tell how a VM ends. The worker sees the machine stop (power off,
+-- reset, panic, triple fault, its own death); the agent announces an orderly
+-- end before the machine stops. The reason is the machine's, and the agent's
+-- word makes it finer:
+--
+--   agent said      machine did          reason
+--   exited(code)    poweroff             exited, code
+--   poweroff        poweroff             poweroff
+--   reboot          reboot               reboot
+--   anything        panic, crash         panic, crash
+--   nothing         poweroff, reboot     poweroff, reboot
+--   anything        worker died          crash; killed when we asked for it
+
+local loop = require "sm.loop"
+local machine = require "sm.machine"
+
+local M = {}
+
+---@class sm.VM
+---@field id string
+---@field timeline table<string, number> seconds of loop.now() by mark
+local VM = {}
+VM.__index = VM
+VM.__name = "sm.VM"
+
+function VM:__tostring()
+    local state = self.ending and "ended: " .. self.ending.reason or "running"
+    return ("vm %s (%s)"):format(self.id, state)
+end
+
+local function decide(self, state)
+    local said = self.goodbye
+    local reason = state.reason
+    if self.killed and (reason == "killed" or reason == "crash") then
+        return { reason = "killed", detail = state.detail }
+    elseif reason == "poweroff" and said and said.reason == "exited" then
+        return { reason = "exited", code = said.code }
+    elseif reason == "poweroff" and said and said.reason == "reboot" then
+        -- A kernel that cannot reset powers off instead.
+        return { reason = "reboot" }
+    elseif reason == "reboot" and said and said.reason == "exited" then
+        return { reason = "exited", code = said.code }
+    elseif said and said.reason == "failed" then
+        return { reason = "crash", detail = said.text }
+    end
+    return { reason = reason, detail = state.detail }
+end
+
+local function ended(self, state)
+    if self.ending then
+        return
+    end
+    self.ending = decide(self, state)
+    for _, settle in ipairs(self.waiters) do
+        settle(true)
+    end
+    self.waiters = {}
+end
+
+-- The task that listens to the worker until the machine has stopped.
+local function watch(self)
+    while not self.ending do
+        local event, err = self.parts.worker:next_event()
+        if not event then
+            ended(self, { reason = "crash", detail = err or "the worker went away" })
+        elseif event.type == "state" and event.state == "stopped" then
+            ended(self, event)
+        elseif event.type == "console" then
+            self:drain_console()
+        elseif self.cfg.on_event then
+            self.cfg.on_event(event)
+        end
+    end
+    self:drain_console()
+    if self.parts.agent then
+        self.parts.agent:close("the machine stopped")
+    end
+end
+
+--- Take what the guest's consoles wrote since the last time; kept, at most
+--- 64 KiB of it, for error messages. Yields.
+function VM:drain_console()
+    local worker = self.parts.worker
+    while worker do
+        local bytes = worker:call("console.read", {})
+        bytes = type(bytes) == "table" and bytes.data or bytes
+        if type(bytes) ~= "string" or bytes == "" then
+            return
+        end
+        self.console = (self.console .. bytes):sub(-65536)
+        if self.cfg.on_console then
+            self.cfg.on_console(bytes)
+        end
+    end
+end
+
+-- The last lines of the console, for people.
+local function last_words(self)
+    local lines = {}
+    for text in self.console:gmatch("[^\r\n]+") do
+        lines[#lines + 1] = text
+        if #lines > 8 then
+            table.remove(lines, 1)
+        end
+    end
+    return #lines > 0 and "\nthe guest's last words:\n  " .. table.concat(lines, "\n  ") or ""
+end
+
+-- Wait for the agent, or for the machine to end before it comes. Yields.
+local function await_agent(self)
+    local agent, err
+    local task = loop.spawn(function()
+        agent, err = machine.await_agent(self.parts, self.cfg.boot_timeout)
+    end)
+    self.waiters[#self.waiters + 1] = function()
+        if not agent and not task:finished() then
+            task:cancel()
+        end
+    end
+    pcall(task.join, task)
+    table.remove(self.waiters)
+    if agent then
+        return agent
+    elseif self.ending then
+        local e = self.ending
+        return nil, ("the guest ended before it was ready: %s%s%s"):format(
+            e.reason, e.detail and e.detail ~= "" and ", " .. e.detail or "", last_words(self))
+    elseif err == "timeout" then
+        return nil, ("the guest did not answer in %g s (is it a Linux kernel with virtio-vsock?)%s"):format(
+            self.cfg.boot_timeout, last_words(self))
+    end
+    return nil, ("the guest's agent: %s%s"):format(err or "gone", last_words(self))
+end
+
+local function hosts_file(hostname)
+    return ("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t%s\n"):format(hostname)
+end
+
+--- Boot `image` with a checked configuration; returns when commands can run.
+--- Yields.
+---@async
+---@param image table
+---@param cfg table
+---@return sm.VM?
+---@return string? err
+function M.start(image, cfg)
+    local self = setmetatable({
+        image = image,
+        cfg = cfg,
+        console = "",
+        waiters = {},
+        timeline = { start = loop.now() },
+    }, VM)
+    local parts, err = machine.start(image, cfg, self.timeline)
+    if not parts then
+        return nil, err
+    end
+    self.parts, self.id = parts, parts.id
+    self.watcher = loop.spawn(watch, self)
+    local agent
+    agent, err = await_agent(self)
+    if not agent then
+        self:close()
+        return nil, err
+    end
+    self.timeline.hello = loop.now()
+    parts.agent = agent
+    agent.on_goodbye = function(goodbye)
+        self.goodbye = goodbye
+    end
+    local hostname = cfg.hostname or self.id
+    local ok
+    ok, err = agent:boot {
+        root = cfg.read_only and "readonly" or "scratch",
+        hostname = hostname,
+        hosts = hosts_file(hostname),
+    }
+    if not ok then
+        local words = last_words(self)
+        self:close()
+        return nil, "the guest could not mount its root: " .. tostring(err) .. words
+    end
+    self.timeline.booted = loop.now()
+    self.guest_marks = agent.marks
+    return self
+end
+
+local function agent_of(self)
+    if self.ending or not self.parts.agent then
+        return nil, "the VM has ended" .. (self.ending and ": " .. self.ending.reason or "")
+    end
+    return self.parts.agent
+end
+
+for _, name in ipairs { "exec", "spawn", "write_file", "read_file" } do
+    VM[name] = function(self, ...)
+        local agent, err = agent_of(self)
+        if not agent then
+            return nil, err
+        end
+        return agent[name](agent, ...)
+    end
+end
+
+--- Wait until the VM has ended. Yields.
+---@async
+---@param timeout number? seconds
+---@return table? ending { reason = "exited"|"poweroff"|"reboot"|"panic"|"crash"|"killed", code = integer?, detail = string? }
+---@return string? err "timeout"
+function VM:wait(timeout)
+    if not self.ending then
+        local ok, err = loop.await(function(settle)
+            self.waiters[#self.waiters + 1] = settle
+            return function()
+                for i, fn in ipairs(self.waiters) do
+                    if fn == settle then
+                        table.remove(self.waiters, i)
+                        return
+                    end
+                end
+            end
+        end, timeout)
+        if not ok then
+            return nil, err
+        end
+    end
+    return self.ending
+end
+
+--- Ask the guest to end in good order: its processes get their stop signal,
+--- after `grace` seconds SIGKILL, the disks are synced. A guest that does not
+--- do as asked is killed. Yields.
+---@async
+---@param opts { grace: number? }?
+---@return table ending as VM:wait
+function VM:stop(opts)
+    local grace = opts and opts.grace or 10
+    local agent = agent_of(self)
+    if agent then
+        agent:shutdown { grace = grace }
+        if self:wait(grace + 10) then
+            return self.ending
+        end
+    end
+    return self:kill()
+end
+
+--- End the VM now, as pulling the plug does. Yields.
+---@async
+---@return table ending
+function VM:kill()
+    if not self.ending then
+        self.killed = true
+        self.parts.worker:call("vm.kill", {})
+        if not self:wait(5) then
+            self.parts.worker:close()
+            ended(self, { reason = "killed", detail = "the worker did not answer" })
+        end
+    end
+    return self.ending
+end
+
+--- End the VM if it runs, and give everything back. Idempotent. Yields.
+---@async
+function VM:close()
+    if self.closed then
+        return
+    end
+    self.closed = true
+    if not self.ending then
+        self:kill()
+    end
+    if self.watcher and loop.current() ~= self.watcher then
+        self.watcher:join(5)
+    end
+    machine.stop(self.parts)
+end
+
+VM.__close = VM.close
+
+--- Counters of the machine, from the worker. Yields.
+---@async
+---@return table?
+---@return string? err
+function VM:stats()
+    return self.parts.worker:call("vm.stats", {})
+end
+
+return M
