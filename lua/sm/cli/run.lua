@@ -45,7 +45,8 @@ local M = {
         { "restart", nil, nil, "boot again when the guest reboots" },
         { "timeout", nil, "TIME", "end the command after this long (exit code 124)", kind = "seconds" },
         { "stop-timeout", nil, "TIME", "between a stop signal and SIGKILL (default 10)", kind = "seconds" },
-        { "verbose", nil, nil, "the guest's console and a boot timeline, on stderr" },
+        { "verbose", nil, nil, "the guest's console and the timeline, on stderr" },
+        { "timeline", nil, nil, "where the time of the boot went, on stderr" },
         { "quiet", "q", nil, "no progress" },
         { "volume", "v", "SRC:DST", "shared folders: not there yet", kind = "list",
             absent = "shared folders are not there yet; copy files with a layer or vm:write_file" },
@@ -174,7 +175,6 @@ end
 -- reboot is "reboot".
 local function boot(o, image, process, marks)
     local cfg = machine_config(o)
-    cfg.verbose = nil
     local vm, err = sm.start(image, cfg)
     if not vm then
         return nil, err
@@ -201,7 +201,7 @@ local function boot(o, image, process, marks)
         return nil, err
     end
     vm.timeline.command = loop.now()
-    if o.verbose then
+    if o.verbose or o.timeline then
         io.stderr:write(timeline.format(vm, marks))
     end
     local release = forward_signals(proc, vm, o, signal_number(process.stop_signal))
