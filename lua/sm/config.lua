@@ -85,6 +85,7 @@ local KEYS = {
         return v
     end,
     read_only = is "boolean",
+    verbose = is "boolean",
     boot_timeout = is "number",
     on_console = is "function",
     on_event = is "function",

@@ -93,6 +93,7 @@ local function machine_config(o)
         read_only = o.read_only,
         pull = o.pull,
         platform = o.platform,
+        verbose = o.verbose,
         on_console = o.verbose and function(bytes)
             io.stderr:write((bytes:gsub("\r\n", "\n")))
         end or nil,
