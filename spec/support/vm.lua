@@ -1,0 +1,50 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- What the KVM specs share: the images made for them and ./sm as a process.
+
+local shell = require "support.shell"
+
+local M = {}
+
+--- A reference to one of the images of support/make_images.lua.
+---@param tag string
+---@return string
+function M.image(tag)
+    local dir = os.getenv "SM_SPEC_IMAGES"
+    assert(dir, "SM_SPEC_IMAGES names the images; scripts/test makes them")
+    return ("oci:%s:%s"):format(dir, tag)
+end
+
+--- Run ./sm with a shell-quoted tail; returns exit code, stdout, stderr.
+---@param tail string
+---@param stdin string? a file
+---@return integer code
+---@return string out
+---@return string err
+function M.sm(tail, stdin)
+    local dir = shell.tmpdir()
+    local _, _, code = os.execute(("./sm %s >%s/out 2>%s/err <%s"):format(tail, dir, dir, stdin or "/dev/null"))
+    local function slurp(name)
+        local f = assert(io.open(dir .. "/" .. name, "rb"))
+        local text = f:read("a")
+        f:close()
+        return text
+    end
+    local out, err = slurp "out", slurp "err"
+    shell.remove(dir)
+    return code, out, err
+end
+
+--- Processes, sockets and folders of ours that are left behind.
+---@return string[]
+function M.leftovers()
+    local found = {}
+    local p = io.popen "pgrep -x sm-worker; ls -d ${XDG_RUNTIME_DIR:-/tmp/sm-$(id -u)}/sm/* 2>/dev/null"
+    for line in p:lines() do
+        found[#found + 1] = line
+    end
+    p:close()
+    return found
+end
+
+return M
