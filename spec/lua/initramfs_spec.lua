@@ -2,7 +2,6 @@
 local uv = require "luv"
 local shell = require "support.shell"
 
-local built = pcall(require, "sm.image_core")
 local initramfs = require "sm.initramfs"
 local q = shell.quote
 
@@ -51,11 +50,6 @@ local function cached()
 end
 
 describe("sm.initramfs", function()
-    if not built then
-        pending("builds archives (build/sm/image_core.so is not built)")
-        return
-    end
-
     local init
 
     before_each(function()

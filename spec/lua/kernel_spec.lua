@@ -2,7 +2,6 @@
 local uv = require "luv"
 local shell = require "support.shell"
 
-local built = pcall(require, "sm.image_core")
 local kernel = require "sm.kernel"
 local q = shell.quote
 
@@ -253,11 +252,6 @@ describe("sm.kernel", function()
             assert.matches("the path is empty", err)
         end)
     end)
-
-    if not built then
-        pending("unpacks bzImages (build/sm/image_core.so is not built)")
-        return
-    end
 
     for format in pairs(COMPRESSORS) do
         it("unpacks a bzImage compressed with " .. format .. ", once", function()
