@@ -32,10 +32,10 @@
 
 #define SM_DISK_CLUSTER_BYTES 4096u
 #define SM_DISK_MAX_BYTES (1ull << 46) /* 64 TiB */
-#define SM_DISK_MAX_EXTENTS 4096
+#define SM_DISK_MAX_EXTENTS 1024
 
-/* length_bytes 0: to the end of the file. Give a path, or path NULL and an fd,
- * which is duplicated. */
+/* Give a path, or path NULL and an fd, which is duplicated, or path NULL and
+ * fd -1 for zeros. length_bytes 0: to the end of the file. */
 struct sm_disk_extent {
     const char *path;
     int fd;

@@ -129,6 +129,10 @@ void sm_virtio_fini(struct sm_virtio *v);
 bool sm_virtio_pop(struct sm_virtio *v, unsigned queue, struct sm_virtq_chain *chain);
 void sm_virtio_push(struct sm_virtio *v, unsigned queue, uint16_t head, uint32_t written);
 void sm_virtio_notify(struct sm_virtio *v, unsigned queue);
+/* Kicks are not needed while a queue is being worked on; with them on again,
+ * true means that there is more already. */
+void sm_virtio_kicks_off(struct sm_virtio *v, unsigned queue);
+bool sm_virtio_kicks_on(struct sm_virtio *v, unsigned queue);
 /* Come back to class->kick soon, after other work of this thread. */
 void sm_virtio_again(struct sm_virtio *v, unsigned queue);
 /* The driver broke the rules (2.1.2): what is a static sentence. */
