@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The few kernel structures and numbers that musl does not declare, so that the
+ * agent needs no kernel headers: <linux/vm_sockets.h>, <linux/random.h>,
+ * <linux/netlink.h>; the terminal's size is here to keep ioctl in one place.
+ */
+#ifndef SM_GUEST_KABI_H
+#define SM_GUEST_KABI_H
+
+#include <stdint.h>
+#include <sys/ioctl.h>
+
+#define KABI_AF_VSOCK 40
+#define KABI_VMADDR_CID_HOST 2
+
+struct kabi_sockaddr_vm {
+    uint16_t family, reserved;
+    uint32_t port, cid;
+    uint8_t flags, zero[3];
+};
+
+#define KABI_AF_NETLINK 16
+#define KABI_NETLINK_KOBJECT_UEVENT 15
+
+struct kabi_sockaddr_nl {
+    uint16_t family, pad;
+    uint32_t pid, groups;
+};
+
+#define KABI_RNDADDENTROPY 0x40085203 /* _IOW('R', 3, int[2]) */
+#define KABI_RNDRESEEDCRNG 0x5207     /* _IO('R', 7) */
+
+struct kabi_winsize {
+    uint16_t row, col, xpixel, ypixel;
+};
+
+static inline int kabi_set_winsize(int fd, const struct kabi_winsize *w)
+{
+    return ioctl(fd, TIOCSWINSZ, w);
+}
+
+#endif

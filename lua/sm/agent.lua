@@ -1,0 +1,620 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- The host's end of the connection to the guest's agent (core/guest/proto.h).
+--
+-- One object per connection. What comes in is parsed as it arrives: control
+-- frames whole, stream data in whatever pieces the socket gives, so that a
+-- byte of a program's output is copied once on its way to the reader. What
+-- goes out is bounded by the credit of each channel, never queued without end.
+--
+-- The guest is hostile. Every frame is checked against the state of its
+-- channel before anything acts on it: its length, type and channel, the credit
+-- it uses, its place in the order of frames. The first violation ends the
+-- connection: everything that waits gets `nil, "agent: …"`, `on_error` hears of
+-- it (the product kills the machine), and nothing more is read.
+--
+-- Threads: the loop's. Callbacks (`on_goodbye`, `on_error`) run on the loop
+-- and must not yield.
+
+local uv = require "luv"
+local loop = require "sm.loop"
+local wire = require "sm.wire"
+
+local M = {}
+
+---@class sm.Agent
+---@field hello table { version, generation, kernel, booted, marks }
+---@field marks table<string, integer> boot marks, ns of guest time
+---@field on_goodbye fun(bye: table)? { reason, code, text }
+---@field on_error fun(err: string)?
+---@field package chans table
+local Agent = {}
+Agent.__index = Agent
+
+-- ---------------------------------------------------------------- waiting
+
+--- Wait until the list is woken. Yields.
+---@async
+---@param list table
+---@param timeout number?
+function M.wait(list, timeout)
+    return loop.await(function(settle)
+        list[#list + 1] = settle
+        return function()
+            for i, fn in ipairs(list) do
+                if fn == settle then
+                    table.remove(list, i)
+                    return
+                end
+            end
+        end
+    end, timeout)
+end
+
+function M.wake(list)
+    for i = #list, 1, -1 do
+        local settle = list[i]
+        list[i] = nil
+        settle(true)
+    end
+end
+
+-- ---------------------------------------------------------------- sending
+
+--- Send one frame; the payload may be a table of strings.
+function Agent:send(kind, flags, chan, payload)
+    if self.dead then
+        return
+    end
+    local data = { string.pack(wire.HEADER, #payload, kind, flags, chan) }
+    if #payload > 0 then
+        data[2] = payload
+    end
+    self.stream:write(data)
+end
+
+--- Send a request, in as many frames as it takes. nil and a reason when it is
+--- larger than the protocol allows.
+function Agent:request(kind, chan, text)
+    if #text > wire.REQUEST_MAX then
+        return nil, ("request of %d bytes, the limit is %d"):format(#text, wire.REQUEST_MAX)
+    end
+    local at = 1
+    while #text - at + 1 > wire.PAYLOAD_MAX do
+        self:send(kind, wire.FLAG_MORE, chan, text:sub(at, at + wire.PAYLOAD_MAX - 1))
+        at = at + wire.PAYLOAD_MAX
+    end
+    self:send(kind, 0, chan, at == 1 and text or text:sub(at))
+    return true
+end
+
+-- --------------------------------------------------------------- channels
+
+--- Register a channel: a table with `frame(type, payload, flags)`, `data(stream,
+--- piece, eof)`, `credit[stream]` (bytes it may still send) and `lost(err)`.
+---@return integer? id, string? err
+function Agent:open(chan)
+    for _ = 1, 65535 do
+        local id = self.next_id
+        self.next_id = id % 65535 + 1
+        if not self.chans[id] then
+            self.chans[id] = chan
+            chan.id = id
+            return id
+        end
+    end
+    return nil, "agent: too many requests at once"
+end
+
+--- The request is over; its number may be used again.
+function Agent:release(chan)
+    self.chans[chan.id] = nil
+end
+
+-- ---------------------------------------------------------------- the end
+
+local function shut(self)
+    if not self.stream:is_closing() then
+        self.stream:close()
+    end
+end
+
+--- End the connection for a reason: everything that waits hears it.
+function Agent:fail(err)
+    if self.dead then
+        return
+    end
+    self.dead = err
+    shut(self)
+    local chans = self.chans
+    self.chans = {}
+    for _, chan in pairs(chans) do
+        chan:lost(err)
+    end
+    M.wake(self.waiting)
+    if self.on_error and not self.bye then
+        self.on_error(err)
+    end
+end
+
+--- Close the connection. Requests in flight fail with "agent: closed".
+function Agent:close()
+    self.on_error = nil
+    self:fail("agent: closed")
+end
+Agent.__close = Agent.close
+
+-- Violations of the protocol are errors inside the parser, caught in one
+-- place; a table tells them from faults of ours.
+local function refuse(format, ...)
+    error({ violation = format:format(...) }, 0)
+end
+M.refuse = refuse
+
+-- ---------------------------------------------------------------- control
+
+local function fields_of(payload, what)
+    local fields, err = wire.fields(payload)
+    if not fields then
+        refuse("%s: %s", what, err)
+    end
+    return fields
+end
+
+local function take_mark(self, value)
+    if #value ~= 12 then
+        refuse("mark of %d bytes", #value)
+    end
+    local id, ns = string.unpack("<I4i8", value)
+    if not wire.marks[id] then
+        refuse("mark %d", id)
+    end
+    self.marks[wire.marks[id]] = ns
+end
+
+local function u32_of(value, what)
+    if #value ~= 4 then
+        refuse("%s of %d bytes", what, #value)
+    end
+    return (string.unpack("<I4", value))
+end
+
+local control = {}
+
+control[wire.HELLO] = function(self, payload)
+    if self.hello then
+        refuse("second HELLO")
+    end
+    local hello = { marks = self.marks }
+    for _, field in ipairs(fields_of(payload, "HELLO")) do
+        local tag, value = field[1], field[2]
+        if tag == 1 then
+            hello.version = u32_of(value, "version")
+        elseif tag == 2 then
+            hello.generation = u32_of(value, "generation")
+        elseif tag == 3 then
+            hello.kernel = value:gsub("[^%g ]", "?"):sub(1, 128)
+        elseif tag == 4 then
+            take_mark(self, value)
+        elseif tag == 5 then
+            hello.booted = u32_of(value, "booted") == 1
+        else
+            refuse("HELLO field %d", tag)
+        end
+    end
+    if hello.version ~= wire.VERSION then
+        refuse("protocol version %s, this is %d", tostring(hello.version), wire.VERSION)
+    end
+    self.hello = hello
+end
+
+control[wire.BOOTED] = function(self, payload)
+    if self.booted ~= "asked" then
+        refuse("BOOTED without BOOT")
+    end
+    for _, field in ipairs(fields_of(payload, "BOOTED")) do
+        if field[1] ~= 4 then
+            refuse("BOOTED field %d", field[1])
+        end
+        take_mark(self, field[2])
+    end
+    self.booted = true
+end
+
+--- errno, stage and text of FAILED as one failure object.
+function M.failure(payload)
+    if #payload < 8 then
+        refuse("FAILED of %d bytes", #payload)
+    end
+    local errno, stage = string.unpack("<I4I4", payload)
+    if not wire.stages[stage] then
+        refuse("stage %d", stage)
+    end
+    local text = payload:sub(9):gsub("%c", "?"):sub(1, 512)
+    return {
+        errno = errno,
+        stage = wire.stages[stage],
+        text = text,
+        -- What a shell would say: 127 not found, 126 cannot be run.
+        status = wire.stages[stage] == "exec" and (errno == 2 or errno == 20) and 127 or 126,
+        message = ("%s: %s"):format(text, wire.strerror(errno)),
+    }
+end
+
+control[wire.FAILED] = function(self, payload)
+    if self.booted ~= "asked" then
+        refuse("FAILED without BOOT")
+    end
+    self.booted = false
+    self.boot_failure = M.failure(payload)
+end
+
+control[wire.PONG] = function(self, payload)
+    local ping = table.remove(self.pings, 1)
+    if not ping or ping.token ~= payload then
+        refuse("PONG without PING")
+    end
+    ping.done = true
+end
+
+control[wire.GOODBYE] = function(self, payload)
+    if #payload < 8 or self.bye then
+        refuse("GOODBYE")
+    end
+    local reason, code = string.unpack("<I4I4", payload)
+    if not wire.reasons[reason] then
+        refuse("GOODBYE reason %d", reason)
+    end
+    self.bye = {
+        reason = wire.reasons[reason],
+        code = code,
+        text = payload:sub(9):gsub("%c", "?"):sub(1, 256),
+    }
+    self:send(wire.BYE, 0, 0, "")
+    if self.on_goodbye then
+        self.on_goodbye(self.bye)
+    end
+end
+
+control[wire.REFUSED] = function(_, payload)
+    refuse("the agent does not know frame type %s", payload:byte() or "?")
+end
+
+-- ---------------------------------------------------------------- parsing
+
+local channel_types = {
+    [wire.STARTED] = true, [wire.EXIT] = true, [wire.FAILED] = true,
+    [wire.STDIN_CREDIT] = true, [wire.STDIN_CLOSED] = true, [wire.FILE_INFO] = true,
+}
+
+-- The header of stream data: whose it is, and whether it may be sent.
+local function begin_data(self, length, kind, flags, id)
+    local chan = self.chans[id]
+    if not chan then
+        refuse("data for channel %d, which is not open", id)
+    end
+    local stream = kind == wire.STDOUT and 1 or 2
+    local credit = chan.credit[stream]
+    if not credit then
+        refuse("data on a stream that is closed or never was (channel %d)", id)
+    end
+    if length > credit then
+        refuse("%d bytes against a credit of %d (channel %d)", length, credit, id)
+    end
+    if flags & ~wire.FLAG_EOF ~= 0 then
+        refuse("data flags %d", flags)
+    end
+    local eof = flags & wire.FLAG_EOF ~= 0
+    if length == 0 and not eof then
+        refuse("empty data frame")
+    end
+    chan.credit[stream] = credit - length
+    if length == 0 then
+        chan:data(stream, nil, true)
+        return
+    end
+    self.data_chan, self.data_stream, self.data_left, self.data_eof = chan, stream, length, eof
+end
+
+-- A piece of the current data frame. Returns the position after it.
+local function continue_data(self, buffer, at)
+    local have = #buffer - at + 1
+    local take = math.min(have, self.data_left)
+    local piece = (at == 1 and take == #buffer) and buffer or buffer:sub(at, at + take - 1)
+    self.data_left = self.data_left - take
+    local chan = self.data_chan
+    local eof = self.data_left == 0 and self.data_eof
+    if self.data_left == 0 then
+        self.data_chan = nil
+    end
+    chan:data(self.data_stream, piece, eof)
+    return at + take
+end
+
+local function dispatch(self, kind, flags, id, payload)
+    if not self.hello and kind ~= wire.HELLO then
+        refuse("frame type %d before HELLO", kind)
+    end
+    if self.bye then
+        refuse("frame type %d after GOODBYE", kind)
+    end
+    if flags ~= 0 then
+        refuse("flags %d on frame type %d", flags, kind)
+    end
+    if id == 0 or kind == wire.REFUSED then
+        local handler = control[kind]
+        if not handler then
+            refuse("frame type %d on the control channel", kind)
+        end
+        handler(self, payload)
+        M.wake(self.waiting)
+        return
+    end
+    if not channel_types[kind] then
+        refuse("frame type %d on channel %d", kind, id)
+    end
+    local chan = self.chans[id]
+    if not chan then
+        refuse("frame type %d for channel %d, which is not open", kind, id)
+    end
+    chan:frame(kind, payload)
+end
+
+-- One header and, unless it is stream data, its frame. Returns the position
+-- after it, or nil when more bytes are needed.
+local function next_frame(self, buffer, at)
+    if #buffer - at + 1 < wire.HEADER_BYTES then
+        return nil
+    end
+    local length, kind, flags, id = string.unpack(wire.HEADER, buffer, at)
+    if kind == wire.STDOUT or kind == wire.STDERR then
+        if length > wire.PAYLOAD_MAX then
+            refuse("frame of %d bytes", length)
+        end
+        begin_data(self, length, kind, flags, id)
+        return at + wire.HEADER_BYTES
+    end
+    if length > wire.CONTROL_MAX then
+        refuse("frame type %d of %d bytes", kind, length)
+    end
+    local stop = at + wire.HEADER_BYTES + length
+    if stop > #buffer + 1 then
+        return nil
+    end
+    dispatch(self, kind, flags, id, buffer:sub(at + wire.HEADER_BYTES, stop - 1))
+    return stop
+end
+
+local function feed(self, chunk)
+    local buffer, at = chunk, 1
+    if self.rest then
+        buffer = self.rest .. chunk
+        self.rest = nil
+    end
+    while at <= #buffer and not self.dead do
+        if self.data_chan then
+            at = continue_data(self, buffer, at)
+        else
+            local after = next_frame(self, buffer, at)
+            if not after then
+                self.rest = at == 1 and buffer or buffer:sub(at)
+                return
+            end
+            at = after
+        end
+    end
+end
+
+local function on_read(self, err, chunk)
+    if self.dead then
+        return
+    end
+    if err then
+        self:fail("agent: connection lost: " .. err)
+    elseif not chunk then
+        self:fail(self.bye and "agent: the machine has ended" or "agent: connection lost")
+    else
+        local ok, why = xpcall(feed, function(e)
+            return type(e) == "table" and e or debug.traceback(e)
+        end, self, chunk)
+        if not ok and type(why) == "table" and why.violation then
+            self:fail("agent: protocol violation: " .. why.violation)
+        elseif not ok then
+            self:fail("agent: fault")
+            error(why, 0)
+        end
+    end
+end
+
+-- -------------------------------------------------------------------- API
+
+-- Wait for a condition that control frames change. Yields.
+local function wait_for(self, ready, timeout)
+    local deadline = timeout and loop.now() + timeout
+    while not ready() do
+        if self.dead then
+            return nil, self.dead
+        end
+        local left = deadline and deadline - loop.now()
+        if left and left <= 0 then
+            return nil, "agent: timeout"
+        end
+        M.wait(self.waiting, left)
+    end
+    return true
+end
+
+--- Take a connection and wait for the agent's HELLO. `stream` is a connected
+--- luv stream or a descriptor, which the agent owns from now on. Yields.
+---@async
+---@param stream userdata|integer
+---@param opts? { timeout: number?, on_goodbye: function?, on_error: function? }
+---@return sm.Agent? agent, string? err
+function M.accept(stream, opts)
+    opts = opts or {}
+    wire.check_keys("agent.accept", opts, { timeout = 1, on_goodbye = 1, on_error = 1 })
+    if type(stream) == "number" then
+        local pipe = uv.new_pipe(false)
+        local ok, err = pipe:open(stream)
+        if not ok then
+            pipe:close()
+            return nil, "agent: " .. tostring(err)
+        end
+        stream = pipe
+    end
+    local self = setmetatable({
+        stream = stream,
+        chans = {},
+        next_id = 1,
+        waiting = {},
+        pings = {},
+        marks = {},
+        on_goodbye = opts.on_goodbye,
+        on_error = opts.on_error,
+    }, Agent)
+    stream:read_start(loop.guard(function(err, chunk)
+        on_read(self, err, chunk)
+    end))
+    local ok, err = wait_for(self, function()
+        return self.hello
+    end, opts.timeout)
+    if not ok then
+        self.on_error = nil
+        self:fail(err)
+        return nil, err
+    end
+    self.booted = self.hello.booted
+    return self
+end
+
+local boot_keys = {
+    root = 1, hostname = 1, hosts = 1, resolv = 1, clock = 1, entropy = 1, mounts = 1,
+    grace = 1, discard = 1, timeout = 1, nowait = 1,
+}
+
+local function boot_fields(opts)
+    local root = wire.roots[opts.root or "auto"]
+    if not root then
+        error("agent:boot: unknown root mode '" .. tostring(opts.root) .. "'", 3)
+    end
+    local seconds, micros = uv.gettimeofday()
+    local parts = {
+        wire.field_u32(1, root),
+        wire.field(5, string.pack("<i8", opts.clock or (seconds * 1000000 + micros) * 1000)),
+        wire.field(6, opts.entropy or uv.random(32)),
+        wire.field_u32(9, opts.discard and 1 or 0),
+    }
+    for i, key in ipairs({ "hostname", "hosts", "resolv" }) do
+        if opts[key] then
+            parts[#parts + 1] = wire.field(i + 1, opts[key])
+        end
+    end
+    if opts.grace then
+        parts[#parts + 1] = wire.field_u32(8, math.floor(opts.grace * 1000))
+    end
+    for _, m in ipairs(opts.mounts or {}) do
+        wire.check_keys("mount", m, { type = 1, source = 1, target = 1, options = 1 })
+        parts[#parts + 1] = wire.field(7, table.concat({
+            m.type or "", m.source or "", m.target, m.options or "",
+        }, "\0"))
+    end
+    return table.concat(parts)
+end
+
+--- Set the guest up: root file system, host name, clock, mounts. With `nowait`
+--- it only sends; the requests that follow fail if it does. Yields.
+---@async
+---@param opts { root: string?, hostname: string?, hosts: string?, resolv: string?, clock: integer?, entropy: string?, mounts: table?, grace: number?, discard: boolean?, timeout: number?, nowait: boolean? }
+---@return table? marks, string? err, table? failure
+function Agent:boot(opts)
+    wire.check_keys("agent:boot", opts, boot_keys)
+    if self.dead then
+        return nil, self.dead
+    end
+    self.booted = "asked"
+    local ok, err = self:request(wire.BOOT, 0, boot_fields(opts))
+    if not ok or opts.nowait then
+        return ok and self.marks, err
+    end
+    ok, err = wait_for(self, function()
+        return self.booted ~= "asked"
+    end, opts.timeout)
+    if not ok then
+        return nil, err
+    end
+    if not self.booted then
+        return nil, "boot: " .. self.boot_failure.message, self.boot_failure
+    end
+    return self.marks
+end
+
+--- A round trip; seconds it took. Yields.
+---@async
+---@param timeout number?
+---@return number? seconds, string? err
+function Agent:ping(timeout)
+    if self.dead then
+        return nil, self.dead
+    end
+    local began = loop.now()
+    local ping = { token = string.pack("<d", began) }
+    self.pings[#self.pings + 1] = ping
+    self:send(wire.PING, 0, 0, ping.token)
+    local ok, err = wait_for(self, function()
+        return ping.done
+    end, timeout)
+    return ok and loop.now() - began, err
+end
+
+--- Set the guest's wall clock, to now unless given in ns.
+---@param realtime_ns integer?
+function Agent:set_clock(realtime_ns)
+    local seconds, micros = uv.gettimeofday()
+    self:send(wire.CLOCK, 0, 0,
+        string.pack("<i8", realtime_ns or (seconds * 1000000 + micros) * 1000))
+end
+
+--- Ask the machine to end: stop signal, `grace` seconds (10), SIGKILL,
+--- GOODBYE. It returns at once; `wait_goodbye` waits.
+---@param opts? { reboot: boolean?, grace: number?, signal: string|integer|nil }
+function Agent:shutdown(opts)
+    opts = opts or {}
+    wire.check_keys("agent:shutdown", opts, { reboot = 1, grace = 1, signal = 1 })
+    self:send(wire.SHUTDOWN, 0, 0, string.pack("<I4I4I4", opts.reboot and 2 or 1,
+        math.floor((opts.grace or 10) * 1000),
+        opts.signal and wire.signal_number(opts.signal) or 0))
+end
+
+--- Wait until the agent says that the machine ends: { reason, code, text }.
+--- Yields.
+---@async
+---@param timeout number?
+---@return table? bye, string? err
+function Agent:wait_goodbye(timeout)
+    local ok, err = wait_for(self, function()
+        return self.bye
+    end, timeout)
+    if not ok then
+        return nil, err
+    end
+    return self.bye
+end
+
+-- exec, spawn, write_file and read_file live in their own modules.
+function Agent:exec(opts)
+    return require("sm.exec").exec(self, opts)
+end
+
+function Agent:spawn(opts)
+    return require("sm.exec").spawn(self, opts)
+end
+
+function Agent:write_file(path, data, opts)
+    return require("sm.guest_files").write(self, path, data, opts)
+end
+
+function Agent:read_file(path, opts)
+    return require("sm.guest_files").read(self, path, opts)
+end
+
+return M
