@@ -141,7 +141,8 @@ Auth.__index = Auth
 
 --- The authorization of one registry.
 --- opts: registry (its name, for messages), origin (sm.Url), request
---- (function(request) → response, err; yields), credentials
+--- (function{url (sm.Url), method, body, headers, authorization, limit_bytes}
+--- → response, err; yields), credentials
 --- (function(path) → sm.Credential?, err; yields).
 ---@param opts table
 ---@return sm.Auth
@@ -252,10 +253,10 @@ local function get_token(self, realm, challenge, scopes, cred)
     for _, scope in ipairs(scopes) do
         query[#query + 1] = { "scope", scope }
     end
-    local headers = {}
+    local authorization
     if cred and cred.username then
         query[#query + 1] = { "account", cred.username }
-        headers[1] = "Authorization: " .. basic_header {
+        authorization = basic_header {
             username = cred.username, password = cred.password or cred.identity_token,
         }
     end
@@ -264,13 +265,13 @@ local function get_token(self, realm, challenge, scopes, cred)
         query = (realm.query and realm.query ~= "" and realm.query .. "&" or "")
             .. url.query(query) }
     local response, why = self.request {
-        url = target, headers = headers, limit_bytes = token_limit_bytes,
+        url = target, authorization = authorization, limit_bytes = token_limit_bytes,
     }
     if not response then
         return nil, why
     end
     if response.status == 401 or response.status == 403 then
-        if headers[1] then
+        if authorization then
             return nil, ("%s refused the credentials from %s"):format(self.registry, cred.source)
         end
         return nil, self.registry .. " wants a login, and no credentials were found"

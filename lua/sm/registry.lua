@@ -1,0 +1,618 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- A client of one registry (OCI distribution-spec 1.1, Docker v2): manifests
+-- and blobs, by GET straight away; what a 401, a redirect, a 429 or a broken
+-- connection asks for is done here, by hand:
+--
+--   * credentials are sent to the registry's own scheme, host and port and
+--     nowhere else: not along a redirect, not to a layer's foreign `urls`;
+--   * at most ten redirects, never from https to http, never into our own
+--     machine or the link-local network unless the registry is there, too;
+--   * 408, 429, 5xx and transport errors are tried five times, after 1 s to
+--     60 s or what Retry-After asks for;
+--   * plain HTTP only for loopback registries, tried after https, or when the
+--     caller says so.
+--
+-- All bytes of a manifest are hashed before they are read as one. Blobs go to
+-- files whose digest the fetcher checks while it writes.
+--
+-- One client serves many tasks at once. Every method yields.
+
+local uv = require "luv"
+local auth = require "sm.auth"
+local credentials = require "sm.credentials"
+local fetch = require "sm.fetch"
+local json = require "sm.json"
+local loop = require "sm.loop"
+local manifest = require "sm.manifest"
+local platform = require "sm.platform"
+local reference = require "sm.reference"
+local url = require "sm.url"
+
+local M = {}
+
+local max_redirects = 10
+local max_tries = 5
+local first_delay_s, max_delay_s = 1, 60
+local max_wait_s = 300        -- a longer Retry-After is an answer, not a delay
+local error_limit_bytes = 64 * 1024
+local connect_failed = 7      -- libcurl: could not connect
+local tls_failed = { [35] = true, [56] = true, [52] = true, [1] = true }
+
+local redirects = { [301] = true, [302] = true, [303] = true, [307] = true, [308] = true }
+
+---@class sm.Registry
+---@field ref sm.Reference
+---@field rate_remaining string? what the registry last said about its limit
+local Registry = {}
+Registry.__index = Registry
+Registry.__name = "sm.Registry"
+
+local known_options = {
+    fetch = true, insecure = true, cafile = true, credentials = true, notify = true,
+    retry_delay = true, core = true,
+}
+
+--- A client for the registry of a reference.
+--- opts: fetch (a shared sm.Fetch), insecure (true: plain HTTP and unchecked
+--- certificates allowed), cafile, credentials (function(registry, path) →
+--- sm.Credential?, err), notify (function(event), for retries),
+--- retry_delay (seconds of the first wait, for specs).
+---@param ref sm.Reference
+---@param opts table?
+---@return sm.Registry
+function M.open(ref, opts)
+    opts = opts or {}
+    for key in pairs(opts) do
+        if not known_options[key] then
+            error(("unknown option %q"):format(tostring(key)), 2)
+        end
+    end
+    local loopback = url.host_kind(ref.host:gsub(":%d+$", "")) == "loopback"
+    local self = setmetatable({
+        ref = ref,
+        core = opts.core,
+        fetch = opts.fetch or fetch.open(),
+        owns_fetch = opts.fetch == nil,
+        cafile = opts.cafile,
+        insecure = opts.insecure or false,
+        may_use_http = opts.insecure or loopback,
+        unchecked = (opts.insecure or loopback) and not opts.cafile,
+        notify = opts.notify or function() end,
+        first_delay = opts.retry_delay or first_delay_s,
+        scheme = nil, -- settled by the first exchange
+    }, Registry)
+    self.find_credentials = opts.credentials or credentials.find
+    return self
+end
+
+--- Let go of the connections.
+function Registry:close()
+    if self.owns_fetch then
+        self.fetch:close()
+    end
+end
+Registry.__close = Registry.close
+
+local function core_of(self)
+    return self.core or require "sm.image_core"
+end
+
+-- One line of a stranger's text.
+local function one_line(text)
+    return (tostring(text):gsub("[%c\128-\255]+", " "):sub(1, 200))
+end
+
+-- What a registry says in its error document, or nil.
+local function error_text(body)
+    local doc = body and json.decode_object(body)
+    local first = doc and json.is_array(doc.errors) and doc.errors[1]
+    if not json.is_object(first) then
+        return nil
+    end
+    local text = first.message or first.code
+    return type(text) == "string" and text ~= "" and one_line(text) or nil
+end
+
+local months = { Jan = 1, Feb = 2, Mar = 3, Apr = 4, May = 5, Jun = 6, Jul = 7, Aug = 8, Sep = 9,
+    Oct = 10, Nov = 11, Dec = 12 }
+
+-- Days since 1970 of a civil date (proleptic Gregorian).
+local function days_from_civil(y, m, d)
+    y = m <= 2 and y - 1 or y
+    local era = y // 400
+    local yoe = y - era * 400
+    local doy = (153 * (m + (m > 2 and -3 or 9)) + 2) // 5 + d - 1
+    return era * 146097 + yoe * 365 + yoe // 4 - yoe // 100 + doy - 719468
+end
+
+--- Seconds that a Retry-After asks for: a number or an HTTP date.
+---@param text string?
+---@param now integer? Unix time
+---@return number?
+function M.retry_after(text, now)
+    if not text then
+        return nil
+    end
+    if text:find("^%s*%d+%s*$") then
+        return tonumber(text)
+    end
+    local d, mon, y, h, mi, s = text:match("(%d+)[ -](%a%a%a)[ -](%d%d%d%d) (%d+):(%d+):(%d+)")
+    if not months[mon] then
+        return nil
+    end
+    local when = days_from_civil(tonumber(y), months[mon], tonumber(d)) * 86400
+        + tonumber(h) * 3600 + tonumber(mi) * 60 + tonumber(s)
+    return math.max(0, when - (now or os.time()))
+end
+
+local function same_origin(a, b)
+    return a.scheme == b.scheme and a.host == b.host and a.port == b.port
+end
+
+-- Where a redirect leads, or nil and why we do not go there.
+local function redirect_target(self, from, response)
+    local location = fetch.header(response, "location")
+    if not location then
+        return nil, "a redirect without a Location"
+    end
+    local to, why = url.resolve(from, location)
+    if not to then
+        return nil, "a redirect to nowhere: " .. why
+    end
+    local where = ("a redirect to %s://%s"):format(to.scheme, url.authority(to))
+    if from.scheme == "https" and to.scheme ~= "https" then
+        return nil, where .. ", away from https, was refused"
+    end
+    local kind = url.host_kind(to.host)
+    local home = self.origin
+    if to.host ~= home.host and (kind == "link-local" or kind == "unspecified"
+        or (kind == "loopback" and url.host_kind(home.host) ~= "loopback")) then
+        return nil, ("%s, a %s address, was refused"):format(where, kind)
+    end
+    return to
+end
+
+-- The fields of a request that the C fetcher knows.
+local exchange_fields = { "method", "body", "limit_bytes", "file", "offset", "digest", "size" }
+
+local function exchange_for(self, request, target, authorization)
+    local exchange = { url = url.format(target), cafile = self.cafile,
+        insecure = self.unchecked or nil, headers = {} }
+    for _, key in ipairs(exchange_fields) do
+        exchange[key] = request[key]
+    end
+    table.move(request.headers or {}, 1, #(request.headers or {}), 1, exchange.headers)
+    if authorization then
+        table.insert(exchange.headers, "Authorization: " .. authorization)
+    end
+    return exchange
+end
+
+-- One request and the redirects after it. Its authorization goes only to the
+-- scheme, host and port it was meant for. Returns the response and whether
+-- that place (and not a redirect's target) gave it.
+local function follow(self, target, request, authorization, watching)
+    local start = target
+    for _ = 0, max_redirects do
+        local home = same_origin(target, start)
+        local response, why, code = self.fetch:exchange(
+            exchange_for(self, request, target, home and authorization), watching)
+        if not response then
+            return nil, why, code
+        end
+        if not redirects[response.status] then
+            return response, home
+        elseif request.body then
+            return nil, "a redirect of a POST was refused", "refused"
+        end
+        target, why = redirect_target(self, target, response)
+        if not target then
+            return nil, why, "refused"
+        end
+    end
+    return nil, ("more than %d redirects"):format(max_redirects), "refused"
+end
+
+local function delay_for(self, try, response)
+    local asked = response and M.retry_after(fetch.header(response, "retry-after"))
+    local delay = math.min(self.first_delay * 2 ^ (try - 1), max_delay_s)
+    if asked then
+        return math.max(asked, asked > 0 and 0 or delay), asked
+    end
+    -- Spread out those who failed together.
+    return delay * (0.75 + math.random() / 2)
+end
+
+-- libcurl: a sink refused the bytes (too many, or the disk's error), the
+-- certificate is wrong, the name cannot be resolved, an address nobody serves.
+local final_codes = { [23] = true, [60] = true, [6] = true, [63] = true, [3] = true,
+    [1] = true, [connect_failed] = true, refused = true }
+
+local function worth_retrying(response, code)
+    if not response then
+        return code ~= nil and not final_codes[code]
+    end
+    local status = response.status
+    return status == 408 or status == 429 or (status >= 500 and status ~= 501)
+end
+
+local function failure_text(self, response, why)
+    if not response then
+        return why
+    end
+    local text = error_text(response.body)
+    if response.status == 429 then
+        local wait = M.retry_after(fetch.header(response, "retry-after"))
+        return ("%s says: too many requests (429)%s%s; a login usually raises the limit")
+            :format(self.ref.registry, text and ", " .. text or "",
+                wait and (", try again in %d s"):format(wait) or "")
+    end
+    return ("%s answered %d%s"):format(self.ref.registry, response.status,
+        text and ": " .. text or "")
+end
+
+-- `follow`, tried again while that makes sense; with `request.once` only for
+-- what the server answered, broken connections being the caller's business.
+local function persist(self, target, request, authorization, watching)
+    for try = 1, max_tries do
+        local response, why, code = follow(self, target, request, authorization, watching)
+        if try == max_tries or not worth_retrying(response, code)
+            or (not response and request.once) then
+            return response, why, code
+        end
+        local delay, asked = delay_for(self, try, response)
+        if asked and asked > max_wait_s then
+            return response, why, code
+        end
+        self.notify { type = "retry", reason = failure_text(self, response, why), delay = delay,
+            try = try }
+        loop.sleep(delay)
+    end
+end
+
+-- The registry's scheme: https, or for those who may http when https is not
+-- spoken there. Settled once, by an exchange that carries nothing secret.
+local function settle_origin(self)
+    if self.origin then
+        return true
+    end
+    self.origin = assert(url.parse("https://" .. self.ref.host .. "/v2/"))
+    if self.may_use_http then
+        local response, _, code = self.fetch:exchange {
+            url = url.format(self.origin), insecure = self.unchecked or nil, cafile = self.cafile,
+            limit_bytes = error_limit_bytes,
+        }
+        if not response and tls_failed[code] then
+            self.origin = assert(url.parse("http://" .. self.ref.host .. "/v2/"))
+        end
+    end
+    self.auth = auth.open {
+        registry = self.ref.registry,
+        origin = self.origin,
+        credentials = function(path)
+            return self.find_credentials(self.ref.registry, path)
+        end,
+        request = function(request)
+            local response, why = persist(self, request.url, request, request.authorization)
+            return response, not response and why or nil
+        end,
+    }
+    return true
+end
+
+-- Many tasks may come at once; the first settles it for all.
+local function settle(self)
+    if not self.origin_task then
+        self.origin_task = loop.spawn(settle_origin, self)
+    end
+    self.origin_task:join()
+end
+
+-- A request below /v2/<name>/, with authorization as the registry asks.
+local function send(self, target, request, watching)
+    settle(self)
+    local path = self.ref.path
+    local scope = "repository:" .. path .. ":pull"
+    local authorization, why = self.auth:header(scope, path)
+    if why then
+        return nil, why
+    end
+    for _ = 1, 3 do
+        local response, home_or_why, code = persist(self, target(self.origin), request,
+            authorization, watching)
+        if not response then
+            return nil, home_or_why, code
+        end
+        if response.status ~= 401 or not home_or_why then
+            return response
+        end
+        authorization, why = self.auth:answer(response.headers, scope, path, authorization)
+        if not authorization then
+            return nil, why
+        end
+    end
+    return nil, self.ref.registry .. " does not accept the token it gave us"
+end
+
+local function endpoint(self, kind, name)
+    return function(origin)
+        return { scheme = origin.scheme, host = origin.host, port = origin.port,
+            path = ("/v2/%s/%s/%s"):format(self.ref.path, kind, name) }
+    end
+end
+
+-- The error of a whole operation: which image, and what happened.
+local function fail(self, what, response, why, code)
+    local name = reference.familiar(self.ref)
+    if code == connect_failed then
+        why = ("cannot reach the registry %s: %s"):format(self.ref.registry, why)
+    end
+    if not response then
+        return nil, ("%s: %s"):format(name, why)
+    end
+    local status = response.status
+    if status == 404 then
+        return nil, ("%s: not found: %s has no such %s"):format(name, self.ref.registry, what)
+    elseif status == 401 or status == 403 then
+        local text = error_text(response.body)
+        return nil, ("%s: access denied by %s%s"):format(name, self.ref.registry,
+            text and ": " .. text or "")
+    end
+    return nil, ("%s: %s"):format(name, failure_text(self, response, why))
+end
+
+-- Digest of bytes in the algorithm of `expected`.
+local function check_bytes(self, bytes, expected)
+    local algorithm = reference.parse_digest(expected)
+    local hash = core_of(self)[algorithm]
+    if not hash then
+        return nil, "its digest's algorithm, " .. algorithm .. ", is not supported"
+    end
+    local hex = hash(bytes):gsub("^%w+:", "")
+    if algorithm .. ":" .. hex ~= expected then
+        return nil, ("wrong digest: %s was sent for %s"):format(algorithm .. ":" .. hex, expected)
+    end
+    return true
+end
+
+--- Fetch a manifest or index by digest or tag, checked and read.
+---@async
+---@param name string tag or digest
+---@param media_type string? what the descriptor that names it says
+---@return table? {manifest, bytes, digest}
+---@return string? error
+function Registry:manifest(name, media_type)
+    local response, why, code = send(self, endpoint(self, "manifests", name), {
+        headers = { "Accept: " .. manifest.accept },
+        limit_bytes = manifest.limit_bytes,
+    })
+    if not response or response.status ~= 200 then
+        return fail(self, "image or tag", response, why, code)
+    end
+    self.rate_remaining = fetch.header(response, "ratelimit-remaining") or self.rate_remaining
+    local image = reference.familiar(self.ref)
+    local digest = "sha256:" .. core_of(self).sha256(response.body):gsub("^sha256:", "")
+    if name:find(":", 1, true) then
+        local ok
+        ok, why = check_bytes(self, response.body, name)
+        if not ok then
+            return nil, ("%s: %s"):format(image, why)
+        end
+    end
+    local doc
+    doc, why = manifest.read(response.body, fetch.header(response, "content-type"))
+    if doc and media_type and media_type ~= "" and media_type ~= doc.media_type then
+        doc, why = nil, ("its index calls it %s, it calls itself %s")
+            :format(one_line(media_type), doc.media_type)
+    end
+    if not doc then
+        return nil, ("%s: %s"):format(image, why)
+    end
+    return { manifest = doc, bytes = response.body, digest = digest }
+end
+
+--- What a tag points to now, by HEAD (which does not count against Docker
+--- Hub's limit); nil if the registry does not say.
+---@async
+---@return string? digest
+function Registry:head()
+    local response = send(self, endpoint(self, "manifests", self.ref.digest or self.ref.tag), {
+        method = "HEAD", headers = { "Accept: " .. manifest.accept },
+        limit_bytes = manifest.limit_bytes,
+    })
+    local digest = response and response.status == 200
+        and fetch.header(response, "docker-content-digest")
+    return digest and reference.parse_digest(digest) and digest or nil
+end
+
+local function wanted_text(image, wanted, offered)
+    table.sort(offered)
+    return ("%s: no image for %s; there is %s"):format(image, platform.format(wanted),
+        #offered > 0 and table.concat(offered, ", ") or "none for any platform")
+end
+
+-- Walk an index to the image manifest that serves the platform.
+local function descend(self, found, wanted, depth)
+    local image = reference.familiar(self.ref)
+    if found.manifest.kind == "image" then
+        return found
+    elseif depth > manifest.max_depth then
+        return nil, ("%s: its indexes are nested deeper than %d"):format(image, manifest.max_depth)
+    end
+    local entries, offered = manifest.candidates(found.manifest, wanted)
+    local failed
+    for _, entry in ipairs(entries) do
+        local inner, why = self:manifest(entry.digest, entry.media_type)
+        if not inner then
+            return nil, why
+        end
+        inner, why = descend(self, inner, wanted, depth + 1)
+        if inner then
+            local config
+            config, why = self:config(inner, wanted)
+            if config then
+                return inner
+            end
+        end
+        failed = failed or why
+        if entry.platform then
+            break -- it said it serves us: its error is the answer
+        end
+    end
+    return nil, failed or wanted_text(image, wanted, offered)
+end
+
+--- Resolve the reference to an image manifest for a platform and its
+--- configuration. Returns {digest, bytes, manifest, config, config_bytes,
+--- source_digest (what the tag or digest named)}.
+---@async
+---@param wanted sm.Platform?
+---@return table?
+---@return string? error
+function Registry:resolve(wanted)
+    wanted = wanted or platform.host()
+    local top, why = self:manifest(self.ref.digest or self.ref.tag)
+    if not top then
+        return nil, why
+    end
+    local found
+    found, why = descend(self, top, wanted, 1)
+    if not found then
+        return nil, why
+    end
+    if not found.config then
+        local ok
+        ok, why = self:config(found, wanted)
+        if not ok then
+            return nil, why
+        end
+    end
+    found.source_digest = top.digest
+    return found
+end
+
+--- Fetch and check the configuration of a resolved manifest; kept in it.
+---@async
+---@param found table
+---@param wanted sm.Platform?
+---@return table? config
+---@return string? error
+function Registry:config(found, wanted)
+    local descriptor = found.manifest.config
+    local image = reference.familiar(self.ref)
+    local response, why, code = send(self, endpoint(self, "blobs", descriptor.digest), {
+        limit_bytes = math.max(descriptor.size, error_limit_bytes),
+    })
+    if not response or response.status ~= 200 then
+        return fail(self, "config blob", response, why, code)
+    end
+    local ok
+    ok, why = check_bytes(self, response.body, descriptor.digest)
+    if ok and #response.body ~= descriptor.size then
+        ok, why = nil, "its config has another size than its manifest says"
+    end
+    local config
+    if ok then
+        config, why = manifest.read_config(response.body, found.manifest, wanted)
+    end
+    if not config then
+        return nil, ("%s: %s"):format(image, why)
+    end
+    found.config, found.config_bytes = config, response.body
+    return config
+end
+
+-- A wrong digest or length is the content's fault once the whole of it came.
+local function content_error(text)
+    return text ~= nil and (text:find("digest mismatch", 1, true) ~= nil
+        or text:find("size mismatch", 1, true) ~= nil)
+end
+
+--- Fetch a blob into a file, continuing one that is there from an earlier
+--- try. The fetcher checks digest and size; on a wrong digest the file is
+--- removed. `watching(id)` as in `sm.Fetch`.
+---@async
+---@param descriptor sm.Descriptor
+---@param file string
+---@param watching? fun(id: integer)
+---@return true?
+---@return string? error
+function Registry:blob(descriptor, file, watching)
+    local digest = descriptor.digest
+    local function request()
+        local stat = uv.fs_stat(file)
+        local have = stat and stat.size or 0
+        if have >= descriptor.size then
+            os.remove(file)
+            have = 0
+        end
+        return {
+            file = file, offset = have, digest = digest, size = descriptor.size,
+            limit_bytes = error_limit_bytes,
+            once = true, -- a broken body is resumed, with a fresh address
+        }
+    end
+    local name, tries = reference.familiar(self.ref), 0
+    while true do
+        local req = request()
+        local response, why, code = send(self, endpoint(self, "blobs", digest), req, watching)
+        if response and response.status == 416 then
+            os.remove(file)
+        elseif response and (response.status == 200 or response.status == 206) then
+            return true
+        elseif response then
+            if response.status == 404 and descriptor.urls then
+                return self:foreign_blob(descriptor, file, watching)
+            end
+            return fail(self, "layer " .. digest, response, why, code)
+        end
+        if content_error(why) then
+            os.remove(file)
+        end
+        -- Progress since the last try resets the count.
+        local stat = uv.fs_stat(file)
+        if stat and stat.size >= req.offset + (1 << 20) then
+            tries = 0
+        end
+        tries = tries + 1
+        if tries >= max_tries or code == "refused" or code == nil
+            or (content_error(why) and tries >= 2) then
+            return fail(self, "layer", nil, ("layer %s: %s"):format(digest, why or "no answer"),
+                code)
+        end
+        local delay = delay_for(self, tries)
+        self.notify { type = "retry", reason = why, delay = delay, try = tries, digest = digest }
+        loop.sleep(delay)
+    end
+end
+
+--- Fetch a blob from the addresses its descriptor names, without credentials.
+---@async
+---@param descriptor sm.Descriptor
+---@param file string
+---@param watching? fun(id: integer)
+---@return true?
+---@return string? error
+function Registry:foreign_blob(descriptor, file, watching)
+    local failed = "none of its addresses is usable"
+    for _, text in ipairs(descriptor.urls) do
+        local target = url.parse(text)
+        local kind = target and url.host_kind(target.host)
+        if target and target.scheme == "https" and (kind == "name" or kind == "public") then
+            os.remove(file)
+            local response, why = follow(self, target, {
+                file = file, offset = 0, digest = descriptor.digest, size = descriptor.size,
+                limit_bytes = error_limit_bytes,
+            }, nil, watching)
+            if response and response.status == 200 then
+                return true
+            end
+            failed = why or "status " .. response.status
+        end
+    end
+    return nil, ("%s: foreign layer %s: %s"):format(reference.familiar(self.ref),
+        descriptor.digest, failed)
+end
+
+return M
