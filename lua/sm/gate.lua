@@ -1,0 +1,55 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- At most so many tasks at once: `local pass <close> = gate:enter()`.
+
+local loop = require "sm.loop"
+
+local M = {}
+
+local Gate = {}
+Gate.__index = Gate
+
+---@param places integer
+function M.new(places)
+    return setmetatable({ free = places, queue = {} }, Gate)
+end
+
+local function leave(gate)
+    local nextup = table.remove(gate.queue, 1)
+    if nextup then
+        nextup(true) -- the place passes on
+    else
+        gate.free = gate.free + 1
+    end
+end
+
+--- Wait for a place; it is given back when the result is closed. Yields.
+---@async
+---@return table
+function Gate:enter()
+    if self.free > 0 then
+        self.free = self.free - 1
+    else
+        loop.await(function(settle)
+            self.queue[#self.queue + 1] = settle
+            return function()
+                for i, waiting in ipairs(self.queue) do
+                    if waiting == settle then
+                        table.remove(self.queue, i)
+                        return
+                    end
+                end
+                leave(self) -- the place was ours already
+            end
+        end)
+    end
+    local gate, done = self, false
+    return setmetatable({}, { __close = function()
+        if not done then
+            done = true
+            leave(gate)
+        end
+    end })
+end
+
+return M
