@@ -205,9 +205,6 @@ function M.start(image, cfg, marks)
     parts.kernel = files.kernel
     local ok
     ok, err = wire(parts.worker, cfg, image, files, dir.path)
-    if files.overlay then
-        uv.fs_unlink(files.overlay) -- the worker holds it open
-    end
     if not ok then
         return give_up(err)
     end
@@ -252,7 +249,7 @@ function M.await_agent(parts, timeout)
     if not stream then
         return nil, why
     end
-    return agent.accept(stream, timeout)
+    return agent.accept(stream, { timeout = timeout })
 end
 
 return M

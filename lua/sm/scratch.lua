@@ -5,8 +5,8 @@
 -- Formatting costs more than booting, so it is done once per size: mke2fs
 -- makes a sparse template in the cache, and a VM's disk is that template
 -- below a copy-on-write overlay (core/dev/disk.c). The overlay is a sparse
--- file that is unlinked as soon as the worker has it open, so whatever ends
--- the worker, nothing is left.
+-- file without a name once the worker has it open, so whatever ends the
+-- worker, nothing is left.
 
 local uv = require "luv"
 local loop = require "sm.loop"
@@ -106,6 +106,20 @@ function M.template(bytes)
         return nil, err
     end
     return path
+end
+
+--- Where the overlay of a VM goes. The worker makes the file and removes its
+--- name at once (an ephemeral overlay, core/dev/disk.h).
+---@param id string
+---@return string? path
+---@return string? err
+function M.overlay(id)
+    local dir = paths.data() .. "/scratch"
+    local ok, err = paths.make(dir)
+    if not ok then
+        return nil, err
+    end
+    return ("%s/%s-%d"):format(dir, id, uv.os_getpid())
 end
 
 return M

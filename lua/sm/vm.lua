@@ -36,7 +36,9 @@ end
 local function decide(self, state)
     local said = self.goodbye
     local reason = state.reason
-    if self.killed and (reason == "killed" or reason == "crash") then
+    if self.broken and reason == "killed" then
+        return { reason = "crash", detail = self.broken }
+    elseif self.killed and (reason == "killed" or reason == "crash") then
         return { reason = "killed", detail = state.detail }
     elseif reason == "poweroff" and said and said.reason == "exited" then
         return { reason = "exited", code = said.code }
@@ -78,7 +80,7 @@ local function watch(self)
     end
     self:drain_console()
     if self.parts.agent then
-        self.parts.agent:close("the machine stopped")
+        self.parts.agent:fail("the VM has ended: " .. self.ending.reason)
     end
 end
 
@@ -172,6 +174,13 @@ function M.start(image, cfg)
     parts.agent = agent
     agent.on_goodbye = function(goodbye)
         self.goodbye = goodbye
+    end
+    -- A guest that breaks the protocol is not one to go on with.
+    agent.on_error = function(why)
+        if not self.ending then
+            self.broken = why
+            parts.worker:send("vm.kill", {})
+        end
     end
     local hostname = cfg.hostname or self.id
     local ok

@@ -58,28 +58,6 @@ local M = {
     needs = "an image",
 }
 
--- stop_signal names of image configurations.
-local SIGNALS = uv.constants
-
-local function signal_number(name)
-    if not name or name == "" then
-        return SIGNALS.SIGTERM
-    end
-    local n = math.tointeger(tonumber(name))
-    if n then
-        return n
-    end
-    name = name:upper()
-    if name:sub(1, 3) ~= "SIG" then
-        name = "SIG" .. name
-    end
-    local rt, plus = name:match("^SIGRTMIN(%+?)(%d*)$")
-    if rt then
-        return 34 + (tonumber(plus) or 0)
-    end
-    return SIGNALS[name] or SIGNALS.SIGTERM
-end
-
 -- Flags → configuration of the machine.
 local function machine_config(o)
     return {
@@ -132,24 +110,24 @@ end
 -- that gives them back.
 local function forward_signals(proc, vm, o, stop_signal)
     local handles, stopping = {}, false
-    local function stop(signum)
+    local function stop(name)
         if stopping then
             vm:kill()
             return
         end
         stopping = true
-        proc:signal(signum == SIGNALS.SIGTERM and stop_signal or signum)
+        proc:signal(name)
         if not proc:wait(o.stop_timeout or 10) then
-            proc:signal(SIGNALS.SIGKILL)
+            proc:signal("KILL")
             if not proc:wait(5) then
                 vm:kill()
             end
         end
     end
-    for _, name in ipairs { "sigterm", "sigint", "sighup", "sigquit" } do
+    for host, guest in pairs { sigterm = stop_signal, sigint = "INT", sighup = "HUP", sigquit = "QUIT" } do
         local h = assert(uv.new_signal())
-        h:start(name, loop.guard(function()
-            loop.spawn(stop, SIGNALS[name:upper()])
+        h:start(host, loop.guard(function()
+            loop.spawn(stop, guest)
         end))
         handles[#handles + 1] = h
     end
@@ -162,18 +140,8 @@ local function forward_signals(proc, vm, o, stop_signal)
     end
 end
 
--- Exit code of a finished command, by Docker's rules.
-local function exit_code(result)
-    if result.timed_out then
-        return 124
-    elseif result.signal and result.signal ~= 0 then
-        return 128 + result.signal
-    end
-    return result.status
-end
-
--- One boot: returns an exit code, or nil and a line; the second value of a
--- reboot is "reboot".
+-- One boot: an exit code, and a line when there is something to say; "reboot"
+-- as the line of a guest that rebooted.
 local function boot(o, image, process, marks)
     local cfg = machine_config(o)
     local vm, err = sm.start(image, cfg)
@@ -185,8 +153,9 @@ local function boot(o, image, process, marks)
     if o.tty then
         raw_rows, raw_cols = terminal.size(0)
     end
-    local proc
-    proc, err = vm:spawn {
+    local stop_signal = process.stop_signal or "TERM"
+    local proc, failure
+    proc, err, failure = vm:spawn {
         argv = process.argv,
         env = process.env,
         cwd = process.cwd,
@@ -196,33 +165,37 @@ local function boot(o, image, process, marks)
         cols = raw_cols,
         stdin = o.interactive or false,
         main = true,
-        stop_signal = signal_number(process.stop_signal),
+        stop_signal = stop_signal,
     }
     if not proc then
-        return nil, err
+        -- What a shell would answer: 127 not found, 126 cannot be run.
+        return failure and failure.stage == "exec" and failure.status or nil, err
     end
     vm.timeline.command = loop.now()
     if o.verbose or o.timeline then
         io.stderr:write(timeline.format(vm, marks))
     end
-    local release = forward_signals(proc, vm, o, signal_number(process.stop_signal))
+    local release = forward_signals(proc, vm, o, stop_signal)
     local joined <close> = streams.join(proc, { tty = o.tty, stdin = o.interactive })
+    local timed_out
     local result, why = proc:wait(o.timeout)
     if not result and why == "timeout" then
-        proc:signal(SIGNALS.SIGTERM)
-        if not proc:wait(o.stop_timeout or 10) then
-            proc:signal(SIGNALS.SIGKILL)
+        timed_out = true
+        proc:signal(stop_signal)
+        result = proc:wait(o.stop_timeout or 10)
+        if not result then
+            proc:signal("KILL")
+            result = proc:wait(10)
         end
-        result = proc:wait(10) or {}
-        result.timed_out = true
     end
     joined:finish()
     release()
     local ending = vm:wait(30) or vm:kill()
-    if result then
-        return exit_code(result)
-    end
-    if ending.reason == "reboot" then
+    if timed_out then
+        return 124
+    elseif result then
+        return result.status
+    elseif ending.reason == "reboot" then
         return 0, "reboot"
     elseif ending.reason == "poweroff" then
         return 0
@@ -254,14 +227,10 @@ function M.run(o, rest)
     end
     while true do
         local code, why = boot(o, image, process, marks)
-        if code and why == "reboot" then
-            if not o.restart then
-                return 0
-            end
-        elseif not code then
-            return nil, why
-        else
-            return code
+        if why ~= "reboot" then
+            return code, why
+        elseif not o.restart then
+            return 0
         end
     end
 end

@@ -143,7 +143,7 @@ local function pump_out(self, proc, name, fd)
         if not ok then
             -- Nobody reads us any more: the process learns it as a writer to
             -- a closed pipe does, and whatever it still says is dropped.
-            proc:signal(uv.constants.SIGPIPE)
+            proc:signal("PIPE")
             while proc:read(name) do
             end
             return
