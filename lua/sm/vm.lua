@@ -179,7 +179,7 @@ function M.start(image, cfg)
     agent.on_error = function(why)
         if not self.ending then
             self.broken = why
-            parts.worker:send("vm.kill", {})
+            loop.spawn(parts.worker.call, parts.worker, "vm.kill", {})
         end
     end
     local hostname = cfg.hostname or self.id
