@@ -135,6 +135,14 @@ describe("a VM started from Lua", function()
         end)
     end)
 
+    it("lives in a worker that maps neither Lua nor curl, and little else", function()
+        local m = spec.mappings(vm.parts.worker:pid(), 256 << 20)
+        for _, path in ipairs(m.files) do
+            assert.is_nil(path:match "lua" or path:match "curl" or path:match "archive", path)
+        end
+        assert.is_true(m.private < 3 << 20, ("%d KiB private"):format(m.private >> 10))
+    end)
+
     it("ends in good order, and says so", function()
         local ending = vm:stop()
         assert.equal("poweroff", ending.reason)

@@ -47,4 +47,22 @@ function M.leftovers()
     return found
 end
 
+--- What a process maps, from /proc/PID/smaps.
+---@param pid integer
+---@param guest_bytes integer size of the guest's RAM, which is not counted
+---@return { private: integer, files: string[] } private bytes that are not the guest's
+function M.mappings(pid, guest_bytes)
+    local private, files, guest = 0, {}, false
+    for line in io.lines(("/proc/%d/smaps"):format(pid)) do
+        local from, to, path = line:match "^(%x+)%-(%x+) %S+ %S+ %S+ %S+ *(.*)$"
+        if from then
+            guest = tonumber(to, 16) - tonumber(from, 16) >= guest_bytes
+            files[#files + 1] = path ~= "" and path or nil
+        elseif not guest then
+            private = private + 1024 * (tonumber(line:match "^Private_%a+: +(%d+) kB") or 0)
+        end
+    end
+    return { private = private, files = files }
+end
+
 return M
