@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <archive.h>
@@ -194,21 +195,19 @@ static int create(const char *path, int *fd, struct sm_image_error *e)
 static int open_files(struct job *j, struct sm_image_error *e)
 {
     const char *out = j->cfg->out;
+    struct stat st;
     int ret;
 
     if (snprintf(j->data_path, PATH_MAX, "%s/data", out) >= PATH_MAX ||
         snprintf(j->index_path, PATH_MAX, "%s/index", out) >= PATH_MAX)
         return sm_image_fail(e, ENAMETOOLONG, "output path is too long");
     j->blob = open(j->cfg->blob, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (j->blob < 0)
+    if (j->blob < 0 || fstat(j->blob, &st) < 0)
         return sm_image_fail(e, errno, "%s: %s", j->cfg->blob, strerror(errno));
-    if (j->cfg->progress) {
-        off_t size = lseek(j->blob, 0, SEEK_END);
-
-        if (size > 0)
-            atomic_store(&j->cfg->progress->total_bytes, (uint64_t)size);
-        lseek(j->blob, 0, SEEK_SET);
-    }
+    if (!S_ISREG(st.st_mode))
+        return sm_image_fail(e, EINVAL, "%s: not a regular file", j->cfg->blob);
+    if (j->cfg->progress)
+        atomic_store(&j->cfg->progress->total_bytes, (uint64_t)st.st_size);
     ret = create(j->data_path, &j->data, e);
     if (ret == 0)
         ret = create(j->index_path, &j->index, e);
