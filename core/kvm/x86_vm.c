@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * KVM on x86_64: what a VM and a vCPU need beyond the common part, and the
+ * states in which a kernel is entered.
+ *
+ * The interrupt controllers (local APICs, IOAPIC, PIC) are the kernel's; there
+ * is no PIT, whose channel 0 would be a second tick that costs exits. The
+ * guest finds its timer in the TSC deadline mode of the local APIC.
+ */
+#include "kvm.h"
+
+#include <asm/kvm_para.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Three pages Intel needs for real mode; below the flash area of a PC, outside
+ * any RAM this VMM maps. */
+#define TSS_GPA 0xfffbd000ull
+#define IDENTITY_MAP_GPA 0xfffbc000ull
+
+#define CR0_PE (1ull << 0)
+#define CR0_ET (1ull << 4)
+#define CR0_PG (1ull << 31)
+#define CR4_PAE (1ull << 5)
+#define EFER_LME (1ull << 8)
+#define EFER_LMA (1ull << 10)
+#define RFLAGS_ONE 2ull /* bit 1 always reads one */
+
+#define MSR_MTRR_DEF_TYPE 0x2ff
+#define MTRR_ENABLE_WB ((1u << 11) | 6u)
+
+int sm_kvm_arch_probe(int kvm_fd, struct sm_hv_info *info)
+{
+    info->tsc_control = sm_kvm_check(kvm_fd, KVM_CAP_TSC_CONTROL) > 0;
+    info->clock_realtime = (sm_kvm_check(kvm_fd, KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0;
+    info->xsave = sm_kvm_check(kvm_fd, KVM_CAP_XSAVE) > 0;
+    if (!sm_kvm_check(kvm_fd, KVM_CAP_IRQCHIP) || !sm_kvm_check(kvm_fd, KVM_CAP_EXT_CPUID))
+        return -ENOTSUP;
+    return 0;
+}
+
+int sm_kvm_arch_create(struct sm_hv *hv)
+{
+    uint64_t identity_map = IDENTITY_MAP_GPA;
+    int err;
+
+    err = sm_kvm_ioctl(hv->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map);
+    if (!err)
+        err = sm_kvm_ioctl(hv->vm_fd, KVM_SET_TSS_ADDR, (void *)(uintptr_t)TSS_GPA);
+    if (!err)
+        err = sm_kvm_ioctl(hv->vm_fd, KVM_CREATE_IRQCHIP, NULL);
+    if (!err)
+        err = sm_kvm_cpuid_supported(hv->kvm_fd, &hv->cpuid);
+    hv->has_deadline_timer = sm_kvm_check(hv->kvm_fd, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+    return err;
+}
+
+void sm_kvm_arch_destroy(struct sm_hv *hv)
+{
+    free(hv->cpuid);
+}
+
+static int msr_set(struct sm_hv_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } arg;
+    int r;
+
+    memset(&arg, 0, sizeof(arg));
+    arg.head.nmsrs = 1;
+    arg.entry.index = index;
+    arg.entry.data = value;
+    r = sm_kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &arg);
+    return r == 1 ? 0 : r < 0 ? r : -EINVAL;
+}
+
+int sm_kvm_arch_vcpu_create(struct sm_hv_vcpu *vcpu, unsigned cpus)
+{
+    /* CPUID before any MSR: which MSRs exist depends on it. */
+    int err = sm_kvm_cpuid_set(vcpu, cpus);
+
+    if (err)
+        return err;
+    /* As firmware leaves it: with MTRRs off, Linux gives up on PAT too. A
+     * processor without MTRRs refuses, and has nothing to set. */
+    msr_set(vcpu, MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WB);
+    return 0;
+}
+
+void sm_kvm_arch_vcpu_resume(struct sm_hv_vcpu *vcpu)
+{
+    /* Fails when the guest has no kvmclock, which then needs no telling. */
+    sm_kvm_ioctl(vcpu->fd, KVM_KVMCLOCK_CTRL, NULL);
+}
+
+bool sm_kvm_arch_exit(struct sm_hv_vcpu *vcpu, struct sm_exit *exit)
+{
+    const struct kvm_run *run = vcpu->run;
+
+    if (run->exit_reason != KVM_EXIT_DEBUG)
+        return false;
+    exit->kind = SM_EXIT_DEBUG;
+    exit->u.debug.pc = run->debug.arch.pc;
+    exit->u.debug.cause = run->debug.arch.dr6;
+    return true;
+}
+
+/* --- entry states ------------------------------------------------------- */
+
+static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, bool l, bool db)
+{
+    struct kvm_segment seg = {
+        .base = 0,
+        .limit = 0xffffffff,
+        .selector = selector,
+        .type = type,
+        .present = 1,
+        .s = 1,
+        .l = l,
+        .db = db,
+        .g = 1,
+    };
+
+    return seg;
+}
+
+static void data_segments(struct kvm_sregs *sregs, struct kvm_segment seg)
+{
+    sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = seg;
+}
+
+/* A busy TSS and an unusable LDT: what the processor insists on. */
+static void system_segments(struct kvm_sregs *sregs)
+{
+    memset(&sregs->tr, 0, sizeof(sregs->tr));
+    sregs->tr.limit = 0x67;
+    sregs->tr.type = 11;
+    sregs->tr.present = 1;
+    memset(&sregs->ldt, 0, sizeof(sregs->ldt));
+    sregs->ldt.unusable = 1;
+}
+
+/* 32-bit protected mode, flat, paging off (the Xen PVH boot ABI). */
+static void enter_pvh(struct kvm_sregs *sregs)
+{
+    sregs->cs = flat_segment(0x08, 11, false, true);
+    data_segments(sregs, flat_segment(0x10, 3, false, true));
+    system_segments(sregs);
+    sregs->cr0 = CR0_PE | CR0_ET;
+    sregs->cr4 = 0;
+    sregs->efer = 0;
+}
+
+/* Long mode; the selectors are Linux's __BOOT_CS and __BOOT_DS. CR3 and the
+ * GDT are the caller's, who owns the memory they lie in. */
+static void enter_linux64(struct kvm_sregs *sregs)
+{
+    sregs->cs = flat_segment(0x10, 11, true, false);
+    data_segments(sregs, flat_segment(0x18, 3, false, true));
+    system_segments(sregs);
+    sregs->cr0 = CR0_PE | CR0_ET | CR0_PG;
+    sregs->cr4 = CR4_PAE;
+    sregs->efer = EFER_LME | EFER_LMA;
+}
+
+static void enter_real16(struct kvm_sregs *sregs, uint64_t entry)
+{
+    sregs->cs.selector = (uint16_t)((entry >> 4) & 0xf000);
+    sregs->cs.base = (uint64_t)sregs->cs.selector << 4;
+}
+
+int sm_hv_vcpu_enter(struct sm_hv_vcpu *vcpu, enum sm_entry_mode mode, uint64_t entry_gpa,
+                     uint64_t info_gpa)
+{
+    struct kvm_sregs sregs;
+    struct kvm_regs regs;
+    int err;
+
+    err = sm_kvm_ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
+    if (err)
+        return err;
+    memset(&regs, 0, sizeof(regs));
+    regs.rip = entry_gpa;
+    regs.rflags = RFLAGS_ONE;
+    switch (mode) {
+    case SM_ENTRY_PVH:
+        enter_pvh(&sregs);
+        regs.rbx = info_gpa;
+        break;
+    case SM_ENTRY_LINUX64:
+        enter_linux64(&sregs);
+        regs.rsi = info_gpa;
+        break;
+    case SM_ENTRY_REAL16:
+        if (entry_gpa >= 1 << 20)
+            return -EINVAL;
+        enter_real16(&sregs, entry_gpa);
+        regs.rip = entry_gpa - sregs.cs.base;
+        break;
+    default:
+        return -ENOTSUP;
+    }
+    err = sm_kvm_ioctl(vcpu->fd, KVM_SET_SREGS, &sregs);
+    return err ? err : sm_kvm_ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+}
+
+/* --- debugging ---------------------------------------------------------- */
+
+#define DR7_GLOBAL_EXACT (1ull << 9)
+#define DR7_FIXED (1ull << 10)
+
+int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, bool step, const uint64_t *addrs, unsigned n)
+{
+    struct kvm_guest_debug dbg;
+
+    if (n > 4)
+        return -EINVAL;
+    memset(&dbg, 0, sizeof(dbg));
+    if (step)
+        dbg.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+    if (n)
+        dbg.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+    dbg.arch.debugreg[7] = n ? DR7_FIXED | DR7_GLOBAL_EXACT : DR7_FIXED;
+    for (unsigned i = 0; i < n; i++) {
+        dbg.arch.debugreg[i] = addrs[i];
+        dbg.arch.debugreg[7] |= 2ull << (i * 2); /* global enable, execute, 1 byte */
+    }
+    return sm_kvm_ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &dbg);
+}
