@@ -137,7 +137,8 @@ static int initrd_place(struct sm_mem *mem, int fd, uint64_t kernel_end, struct 
 
 static int open_file(const char *path, const char *what, char *err, size_t errlen)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: a FIFO must not hang us. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     char line[128];
 
     if (fd >= 0)

@@ -105,9 +105,14 @@ void sm_vm_state(struct sm_vm *vm, struct sm_vm_status *out);
 int sm_vm_vcpu_call(struct sm_vm *vm, unsigned index,
                     int (*fn)(struct sm_hv_vcpu *vcpu, void *arg), void *arg);
 
+/* A vCPU that met a debug exit parks alone (sm_events_take_parked names it);
+ * this lets it go on. */
+int sm_vm_vcpu_continue(struct sm_vm *vm, unsigned index);
+
 /* Counters, monotonic; read without a lock. */
 struct sm_vcpu_stats {
     uint64_t exits, mmio, pio, halts, kicks;
+    uint64_t unclaimed; /* of mmio and pio: no device answered */
 };
 void sm_vm_vcpu_stats(const struct sm_vm *vm, unsigned index, struct sm_vcpu_stats *out);
 

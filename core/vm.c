@@ -1,0 +1,649 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The virtual machine; see vm.h.
+ *
+ * Construction, in this order and for these reasons: the backend's VM, RAM,
+ * vCPUs (on their threads, parked), the platform's devices, then what the
+ * owner adds. ioeventfds are registered by sm_vm_start, after every memory slot
+ * and vCPU, because the host kernel makes those wait for it (core/kvm/vm.c).
+ * ACPI is written by sm_vm_start too, when all devices are known.
+ *
+ * Locks. `state_lock` covers the run state and is held while vCPUs are told to
+ * run or park, so a stop from another thread and a start cannot cross. Order:
+ * state_lock, then a vCPU's lock. It is never held across a callback.
+ */
+#include "vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "acpi.h"
+#include "boot.h"
+#include "console_log.h"
+#include "dev/power.h"
+#include "dev/pvpanic.h"
+#include "dev/rtc.h"
+#include "dev/serial.h"
+#include "dev/virtio_mmio.h"
+#include "vcpu.h"
+
+#define LOW_RAM_MAX (3ull << 30)
+#define HIGH_RAM_GPA (4ull << 30)
+#define MEMORY_MAX (1ull << 42)
+#define IO_MAX 32
+#define QUEUE_NOTIFY_OFF 0x50
+#define FIRST_GSI 5
+#define GED_GSI 9
+#define IOAPIC_PINS 24
+#define RESERVED_FDS 256
+
+struct virtio_slot {
+    struct sm_virtio_mmio *dev;
+    uint64_t gpa;
+    uint32_t gsi;
+};
+
+struct sm_vm {
+    unsigned cpus;
+    struct sm_hv *hv;
+    struct sm_mem mem;
+    struct sm_bus bus;
+    struct sm_events events;
+    struct sm_console_log console;
+
+    pthread_mutex_t state_lock;
+    struct sm_vm_status status; /* locked */
+
+    /* The owner's, below. */
+    unsigned started_vcpus;
+    struct sm_vcpu vcpus[SM_MAX_VCPUS];
+    struct sm_io *ios[IO_MAX];
+    unsigned io_count;
+    bool io_held;
+    struct sm_device *devices; /* newest first */
+    struct virtio_slot virtio[SM_VIRTIO_MMIO_MAX];
+    unsigned virtio_count;
+    uint32_t next_gsi, last_gsi; /* last: given by sm_vm_next_irq */
+    bool has_serial;
+    bool kernel_loaded;
+    struct sm_boot_entry entry;
+};
+
+/* --- names and getters -------------------------------------------------- */
+
+const char *sm_stop_name(enum sm_stop reason)
+{
+    static const char *const names[] = { "none",  "poweroff", "reboot",
+                                         "panic", "crash",    "killed" };
+
+    return reason <= SM_STOP_KILLED ? names[reason] : "unknown";
+}
+
+const char *sm_run_state_name(enum sm_run_state state)
+{
+    static const char *const names[] = { "created", "running", "paused", "stopped" };
+
+    return state <= SM_VM_STOPPED ? names[state] : "unknown";
+}
+
+struct sm_mem *sm_vm_mem(struct sm_vm *vm)
+{
+    return &vm->mem;
+}
+
+struct sm_bus *sm_vm_bus(struct sm_vm *vm)
+{
+    return &vm->bus;
+}
+
+struct sm_events *sm_vm_events(struct sm_vm *vm)
+{
+    return &vm->events;
+}
+
+struct sm_hv *sm_vm_hv(struct sm_vm *vm)
+{
+    return vm->hv;
+}
+
+struct sm_console_log *sm_vm_console(struct sm_vm *vm)
+{
+    return &vm->console;
+}
+
+unsigned sm_vm_cpus(const struct sm_vm *vm)
+{
+    return vm->cpus;
+}
+
+void sm_vm_vcpu_stats(const struct sm_vm *vm, unsigned index, struct sm_vcpu_stats *out)
+{
+    const struct sm_vcpu *v = &vm->vcpus[index];
+
+    memset(out, 0, sizeof(*out));
+    if (index >= vm->started_vcpus)
+        return;
+    out->exits = atomic_load_explicit(&v->exits, memory_order_relaxed);
+    out->mmio = atomic_load_explicit(&v->mmio, memory_order_relaxed);
+    out->pio = atomic_load_explicit(&v->pio, memory_order_relaxed);
+    out->halts = atomic_load_explicit(&v->halts, memory_order_relaxed);
+    out->kicks = atomic_load_explicit(&v->kicks, memory_order_relaxed);
+    out->unclaimed = atomic_load_explicit(&v->unclaimed, memory_order_relaxed);
+}
+
+/* --- run states --------------------------------------------------------- */
+
+/* The one transition table: from each state, the bit of every state it may go
+ * to. */
+static const uint8_t transitions[] = {
+    [SM_VM_CREATED] = 1 << SM_VM_RUNNING | 1 << SM_VM_STOPPED,
+    [SM_VM_RUNNING] = 1 << SM_VM_PAUSED | 1 << SM_VM_STOPPED,
+    [SM_VM_PAUSED] = 1 << SM_VM_RUNNING | 1 << SM_VM_STOPPED,
+    [SM_VM_STOPPED] = 0,
+};
+
+static bool allowed(enum sm_run_state from, enum sm_run_state to)
+{
+    return transitions[from] >> to & 1;
+}
+
+/* state_lock held. */
+static void request_all(struct sm_vm *vm, enum sm_vcpu_want want)
+{
+    for (unsigned i = 0; i < vm->started_vcpus; i++)
+        sm_vcpu_request(&vm->vcpus[i], want);
+}
+
+/* Enter `to` when the table allows it and tell the vCPUs. Returns whether. */
+static bool transition(struct sm_vm *vm, enum sm_run_state to, enum sm_vcpu_want want)
+{
+    bool ok;
+
+    pthread_mutex_lock(&vm->state_lock);
+    ok = allowed(vm->status.state, to);
+    if (ok) {
+        vm->status.state = to;
+        request_all(vm, want);
+    }
+    pthread_mutex_unlock(&vm->state_lock);
+    if (ok)
+        sm_events_set(&vm->events, SM_EVENT_STATE);
+    return ok;
+}
+
+void sm_vm_state(struct sm_vm *vm, struct sm_vm_status *out)
+{
+    pthread_mutex_lock(&vm->state_lock);
+    *out = vm->status;
+    pthread_mutex_unlock(&vm->state_lock);
+}
+
+static enum sm_run_state state_of(struct sm_vm *vm)
+{
+    struct sm_vm_status status;
+
+    sm_vm_state(vm, &status);
+    return status.state;
+}
+
+void sm_vm_stop(struct sm_vm *vm, enum sm_stop reason, const char *detail)
+{
+    bool first;
+
+    pthread_mutex_lock(&vm->state_lock);
+    first = allowed(vm->status.state, SM_VM_STOPPED);
+    if (first) {
+        vm->status.state = SM_VM_STOPPED;
+        vm->status.reason = reason;
+        snprintf(vm->status.detail, sizeof(vm->status.detail), "%s", detail ? detail : "");
+        request_all(vm, SM_VCPU_PARK);
+    }
+    pthread_mutex_unlock(&vm->state_lock);
+    if (first)
+        sm_events_set(&vm->events, SM_EVENT_STATE);
+}
+
+static void io_hold_all(struct sm_vm *vm)
+{
+    if (vm->io_held)
+        return;
+    for (unsigned i = 0; i < vm->io_count; i++)
+        sm_io_hold(vm->ios[i]);
+    vm->io_held = true;
+}
+
+static void io_release_all(struct sm_vm *vm)
+{
+    if (!vm->io_held)
+        return;
+    for (unsigned i = 0; i < vm->io_count; i++)
+        sm_io_release(vm->ios[i]);
+    vm->io_held = false;
+}
+
+/* --- creation ----------------------------------------------------------- */
+
+static int say(char *err, size_t errlen, int code, const char *what)
+{
+    if (err && errlen)
+        snprintf(err, errlen, "%s: %s", what, strerror(-code));
+    return code;
+}
+
+static int map_ram(struct sm_vm *vm, uint64_t bytes)
+{
+    struct sm_mem_desc low = { .kind = SM_MEM_ANON, .fd = -1 };
+    struct sm_mem_desc high = low;
+    int err;
+
+    if (!bytes)
+        return 0;
+    low.len_bytes = bytes < LOW_RAM_MAX ? bytes : LOW_RAM_MAX;
+    high.gpa = HIGH_RAM_GPA;
+    high.len_bytes = bytes - low.len_bytes;
+    err = sm_mem_map(&vm->mem, &low);
+    if (!err && high.len_bytes)
+        err = sm_mem_map(&vm->mem, &high);
+    return err;
+}
+
+/* A process with threads pays a grace period each time its descriptor table
+ * grows; grow it once, now. */
+static void reserve_fds(int fd)
+{
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, RESERVED_FDS);
+
+    if (high >= 0)
+        close(high);
+}
+
+static int start_vcpus(struct sm_vm *vm)
+{
+    int err = 0, one;
+
+    while (!err && vm->started_vcpus < vm->cpus) {
+        err = sm_vcpu_start(&vm->vcpus[vm->started_vcpus], vm, vm->started_vcpus, vm->cpus);
+        if (!err)
+            vm->started_vcpus++;
+    }
+    for (unsigned i = 0; i < vm->started_vcpus; i++) {
+        one = sm_vcpu_wait_ready(&vm->vcpus[i]);
+        if (!err)
+            err = one;
+    }
+    return err;
+}
+
+static void on_power(void *arg, bool off, const char *how)
+{
+    sm_vm_stop(arg, off ? SM_STOP_POWEROFF : SM_STOP_REBOOT, how);
+}
+
+static void on_panic(void *arg, bool handled)
+{
+    struct sm_vm *vm = arg;
+
+    if (handled)
+        sm_events_notice(&vm->events, "pvpanic", "guest panicked into its crash kernel", 0);
+    else
+        sm_vm_stop(vm, SM_STOP_PANIC, "told by pvpanic");
+}
+
+static int add_ports(struct sm_vm *vm, uint64_t base, uint64_t count,
+                     const struct sm_bus_ops *ops, void *dev)
+{
+    return sm_bus_add(&vm->bus, SM_SPACE_PIO, base, count, ops, dev);
+}
+
+static int add_power(struct sm_vm *vm)
+{
+    struct sm_power *power;
+    int err = sm_power_create(on_power, vm, &power);
+
+    if (!err)
+        err = sm_vm_add_device(vm, sm_power_device(power));
+    if (!err)
+        err = add_ports(vm, SM_POWER_PORT, SM_POWER_PORTS, &sm_power_acpi_ops, power);
+    if (!err)
+        err = add_ports(vm, SM_POWER_CF9, 1, &sm_power_cf9_ops, power);
+    if (!err)
+        err = add_ports(vm, SM_POWER_KBD_DATA, 5, &sm_power_kbd_ops, power);
+    return err;
+}
+
+static int add_pvpanic(struct sm_vm *vm)
+{
+    struct sm_pvpanic *pvpanic;
+    int err = sm_pvpanic_create(on_panic, vm, &pvpanic);
+
+    if (!err)
+        err = sm_vm_add_device(vm, sm_pvpanic_device(pvpanic));
+    return err ? err : add_ports(vm, SM_PVPANIC_PORT, 1, &sm_pvpanic_bus_ops, pvpanic);
+}
+
+static int add_rtc(struct sm_vm *vm)
+{
+    struct sm_rtc *rtc;
+    int err = sm_rtc_create(&rtc);
+
+    if (!err)
+        err = sm_vm_add_device(vm, sm_rtc_device(rtc));
+    return err ? err : add_ports(vm, SM_RTC_PORT, SM_RTC_PORTS, &sm_rtc_bus_ops, rtc);
+}
+
+static int add_platform(struct sm_vm *vm)
+{
+    int err = add_power(vm);
+
+    if (!err)
+        err = add_pvpanic(vm);
+    return err ? err : add_rtc(vm);
+}
+
+static int build(struct sm_vm *vm, const struct sm_vm_config *cfg, char *err, size_t errlen)
+{
+    int r = sm_events_init(&vm->events);
+
+    if (r)
+        return say(err, errlen, r, "cannot create an eventfd");
+    reserve_fds(vm->events.fd);
+    r = sm_console_log_init(&vm->console, &vm->events, SM_CONSOLE_LOG_BYTES);
+    if (r)
+        return say(err, errlen, r, "cannot allocate the console");
+    r = sm_hv_create(&vm->hv);
+    if (r)
+        return say(err, errlen, r, r == -ENOENT || r == -EACCES ? "/dev/kvm" : "cannot create a VM");
+    sm_mem_init(&vm->mem, vm->hv);
+    r = map_ram(vm, cfg->memory_bytes);
+    if (r)
+        return say(err, errlen, r, "cannot map the guest's memory");
+    r = start_vcpus(vm);
+    if (r)
+        return say(err, errlen, r, "cannot create a vCPU");
+    r = sm_vm_io_new(vm, "io", &vm->ios[0]);
+    if (!r)
+        r = add_platform(vm);
+    return r ? say(err, errlen, r, "cannot create the machine") : 0;
+}
+
+int sm_vm_create(const struct sm_vm_config *cfg, struct sm_vm **out, char *err, size_t errlen)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    struct sm_vm *vm;
+    int r;
+
+    if (!cfg->cpus || cfg->cpus > SM_MAX_VCPUS)
+        return say(err, errlen, -EINVAL, "number of CPUs");
+    if (cfg->memory_bytes % page || cfg->memory_bytes > MEMORY_MAX)
+        return say(err, errlen, -EINVAL, "size of memory");
+    vm = calloc(1, sizeof(*vm));
+    if (!vm)
+        return say(err, errlen, -ENOMEM, "cannot allocate a VM");
+    vm->events.fd = -1;
+    vm->cpus = cfg->cpus;
+    vm->next_gsi = FIRST_GSI;
+    pthread_mutex_init(&vm->state_lock, NULL);
+    r = build(vm, cfg, err, errlen);
+    if (r) {
+        sm_vm_destroy(vm);
+        return r;
+    }
+    *out = vm;
+    return 0;
+}
+
+void sm_vm_destroy(struct sm_vm *vm)
+{
+    struct sm_device *dev;
+
+    if (!vm)
+        return;
+    sm_vm_stop(vm, SM_STOP_KILLED, "");
+    for (unsigned i = 0; i < vm->started_vcpus; i++)
+        sm_vcpu_request(&vm->vcpus[i], SM_VCPU_QUIT);
+    for (unsigned i = 0; i < vm->started_vcpus; i++)
+        sm_vcpu_join(&vm->vcpus[i]);
+    /* Devices leave their I/O threads while those are held. */
+    io_hold_all(vm);
+    while ((dev = vm->devices)) {
+        vm->devices = dev->next;
+        dev->ops->destroy(dev);
+    }
+    io_release_all(vm);
+    for (unsigned i = 0; i < vm->io_count; i++)
+        sm_io_destroy(vm->ios[i]);
+    sm_mem_destroy(&vm->mem);
+    sm_hv_destroy(vm->hv);
+    sm_console_log_destroy(&vm->console);
+    if (vm->events.fd >= 0)
+        sm_events_destroy(&vm->events);
+    pthread_mutex_destroy(&vm->state_lock);
+    free(vm);
+}
+
+/* --- devices ------------------------------------------------------------ */
+
+struct sm_io *sm_vm_io(struct sm_vm *vm)
+{
+    return vm->ios[0];
+}
+
+int sm_vm_io_new(struct sm_vm *vm, const char *name, struct sm_io **out)
+{
+    int err;
+
+    if (vm->io_count == IO_MAX)
+        return -ENOSPC;
+    err = sm_io_create(&vm->ios[vm->io_count], name);
+    if (err)
+        return err;
+    *out = vm->ios[vm->io_count++];
+    return 0;
+}
+
+int sm_vm_add_device(struct sm_vm *vm, struct sm_device *dev)
+{
+    if (state_of(vm) != SM_VM_CREATED) {
+        dev->ops->destroy(dev);
+        return -EBUSY;
+    }
+    dev->next = vm->devices;
+    vm->devices = dev;
+    return 0;
+}
+
+static uint32_t gsi_after(uint32_t gsi)
+{
+    gsi++;
+    while (gsi == 8 || gsi == GED_GSI) /* the RTC's by custom, the event device's */
+        gsi++;
+    return gsi;
+}
+
+int sm_vm_next_irq(struct sm_vm *vm, struct sm_irq *irq)
+{
+    int err;
+
+    irq->fd = -1;
+    if (vm->next_gsi >= IOAPIC_PINS)
+        return -ENOSPC;
+    err = sm_irq_open(irq, vm->hv, vm->next_gsi);
+    if (err)
+        return err;
+    vm->last_gsi = vm->next_gsi;
+    vm->next_gsi = gsi_after(vm->next_gsi);
+    return 0;
+}
+
+int sm_vm_add_virtio(struct sm_vm *vm, struct sm_virtio_mmio *dev)
+{
+    struct virtio_slot *slot = &vm->virtio[vm->virtio_count];
+    int err;
+
+    if (vm->virtio_count == SM_VIRTIO_MMIO_MAX) {
+        sm_virtio_mmio_device(dev)->ops->destroy(sm_virtio_mmio_device(dev));
+        return -ENOSPC;
+    }
+    err = sm_vm_add_device(vm, sm_virtio_mmio_device(dev));
+    if (err)
+        return err;
+    slot->dev = dev;
+    slot->gsi = vm->last_gsi;
+    slot->gpa = SM_VIRTIO_MMIO_BASE + vm->virtio_count * SM_VIRTIO_MMIO_STRIDE;
+    err = sm_bus_add(&vm->bus, SM_SPACE_MMIO, slot->gpa, SM_VIRTIO_MMIO_STRIDE,
+                     &sm_virtio_mmio_bus_ops, dev);
+    if (!err)
+        vm->virtio_count++;
+    return err;
+}
+
+int sm_vm_add_serial(struct sm_vm *vm)
+{
+    struct sm_serial *serial;
+    struct sm_irq irq;
+    int err;
+
+    if (vm->has_serial)
+        return -EEXIST;
+    err = sm_irq_open(&irq, vm->hv, SM_SERIAL_GSI);
+    if (!err)
+        err = sm_serial_create(&vm->console, &irq, &serial);
+    if (!err)
+        err = sm_vm_add_device(vm, sm_serial_device(serial));
+    if (!err)
+        err = add_ports(vm, SM_SERIAL_PORT, SM_SERIAL_PORTS, &sm_serial_bus_ops, serial);
+    if (err)
+        return err;
+    sm_console_log_set_input(&vm->console, sm_serial_input, serial);
+    vm->has_serial = true;
+    return 0;
+}
+
+/* --- boot and run ------------------------------------------------------- */
+
+static int enter_kernel(struct sm_hv_vcpu *vcpu, void *arg)
+{
+    return sm_boot_enter(vcpu, arg);
+}
+
+int sm_vm_load_kernel(struct sm_vm *vm, const struct sm_boot_config *cfg, char *err,
+                      size_t errlen)
+{
+    int r;
+
+    if (state_of(vm) != SM_VM_CREATED || vm->kernel_loaded)
+        return say(err, errlen, -EBUSY, "kernel");
+    r = sm_boot_load(&vm->mem, cfg, &vm->entry, err, errlen);
+    if (r)
+        return r;
+    r = sm_vm_vcpu_call(vm, 0, enter_kernel, &vm->entry);
+    if (r)
+        return say(err, errlen, r, "cannot set the boot registers");
+    vm->kernel_loaded = true;
+    return 0;
+}
+
+static int write_acpi(struct sm_vm *vm)
+{
+    struct sm_acpi_config cfg = {
+        .cpus = vm->cpus,
+        .serial = vm->has_serial,
+        .pvpanic = true,
+        .vmgenid_gpa = SM_BOOT_VMGENID_GPA,
+        .ged_gsi = GED_GSI,
+        .virtio_count = vm->virtio_count,
+    };
+    uint8_t *tables = sm_mem_ptr(&vm->mem, SM_BOOT_ACPI_GPA, SM_BOOT_ACPI_BYTES);
+    uint8_t *vmgenid = sm_mem_ptr(&vm->mem, SM_BOOT_VMGENID_GPA, 16);
+    size_t len;
+
+    if (!tables || !vmgenid)
+        return -EFAULT;
+    for (unsigned i = 0; i < vm->virtio_count; i++) {
+        cfg.virtio[i].gpa = vm->virtio[i].gpa;
+        cfg.virtio[i].len_bytes = SM_VIRTIO_MMIO_STRIDE;
+        cfg.virtio[i].gsi = vm->virtio[i].gsi;
+    }
+    if (getrandom(vmgenid, 16, 0) != 16)
+        return -EIO;
+    return sm_acpi_build(&cfg, SM_BOOT_ACPI_GPA, tables, SM_BOOT_ACPI_BYTES, &len);
+}
+
+/* -ENOTSUP: the backend has none; the write exits to the bus, whose device
+ * serves it as well. */
+static int add_ioeventfds(struct sm_vm *vm)
+{
+    for (unsigned i = 0; i < vm->virtio_count; i++) {
+        const struct virtio_slot *slot = &vm->virtio[i];
+
+        for (unsigned q = 0; q < sm_virtio_mmio_queues(slot->dev); q++) {
+            int err = sm_hv_ioeventfd(vm->hv, slot->gpa + QUEUE_NOTIFY_OFF, 4, q,
+                                      sm_virtio_mmio_queue_fd(slot->dev, q), true);
+            if (err)
+                return err == -ENOTSUP ? 0 : err;
+        }
+    }
+    return 0;
+}
+
+int sm_vm_start(struct sm_vm *vm)
+{
+    int err = 0;
+
+    if (state_of(vm) != SM_VM_CREATED)
+        return -EINVAL;
+    if (vm->kernel_loaded)
+        err = write_acpi(vm);
+    if (!err)
+        err = add_ioeventfds(vm);
+    if (err)
+        return err;
+    return transition(vm, SM_VM_RUNNING, SM_VCPU_RUN) ? 0 : -EINVAL;
+}
+
+int sm_vm_pause(struct sm_vm *vm)
+{
+    /* vCPUs first: one of them may be waiting for an I/O thread. */
+    if (!transition(vm, SM_VM_PAUSED, SM_VCPU_PARK))
+        return -EINVAL;
+    for (unsigned i = 0; i < vm->started_vcpus; i++)
+        sm_vcpu_wait_parked(&vm->vcpus[i]);
+    io_hold_all(vm);
+    return 0;
+}
+
+int sm_vm_resume(struct sm_vm *vm)
+{
+    if (state_of(vm) != SM_VM_PAUSED)
+        return -EINVAL;
+    io_release_all(vm);
+    return transition(vm, SM_VM_RUNNING, SM_VCPU_RUN) ? 0 : -EINVAL;
+}
+
+int sm_vm_vcpu_call(struct sm_vm *vm, unsigned index,
+                    int (*fn)(struct sm_hv_vcpu *vcpu, void *arg), void *arg)
+{
+    if (index >= vm->started_vcpus)
+        return -EINVAL;
+    return sm_vcpu_call(&vm->vcpus[index], fn, arg);
+}
+
+int sm_vm_vcpu_continue(struct sm_vm *vm, unsigned index)
+{
+    int err = -EINVAL;
+
+    if (index >= vm->started_vcpus)
+        return -EINVAL;
+    pthread_mutex_lock(&vm->state_lock);
+    if (vm->status.state == SM_VM_RUNNING) {
+        sm_vcpu_request(&vm->vcpus[index], SM_VCPU_RUN);
+        err = 0;
+    }
+    pthread_mutex_unlock(&vm->state_lock);
+    return err;
+}
