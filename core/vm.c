@@ -408,13 +408,12 @@ void sm_vm_destroy(struct sm_vm *vm)
         sm_vcpu_request(&vm->vcpus[i], SM_VCPU_QUIT);
     for (unsigned i = 0; i < vm->started_vcpus; i++)
         sm_vcpu_join(&vm->vcpus[i]);
-    /* Devices leave their I/O threads while those are held. */
-    io_hold_all(vm);
+    /* Devices leave their I/O threads by running on them. */
+    io_release_all(vm);
     while ((dev = vm->devices)) {
         vm->devices = dev->next;
         dev->ops->destroy(dev);
     }
-    io_release_all(vm);
     for (unsigned i = 0; i < vm->io_count; i++)
         sm_io_destroy(vm->ios[i]);
     sm_mem_destroy(&vm->mem);
