@@ -264,7 +264,12 @@ void sm_virtq_kicks_off(struct sm_virtq *vq)
         __atomic_store_n(used_flags(vq), SM_VIRTQ_USED_NO_NOTIFY, __ATOMIC_RELAXED);
 }
 
-bool sm_virtq_kicks_on(struct sm_virtq *vq)
+uint16_t sm_virtq_seen(const struct sm_virtq *vq)
+{
+    return vq->size ? __atomic_load_n(avail_idx(vq), __ATOMIC_ACQUIRE) : 0;
+}
+
+bool sm_virtq_kicks_on_after(struct sm_virtq *vq, uint16_t seen)
 {
     if (!vq->size || vq->fault)
         return false;
@@ -272,10 +277,15 @@ bool sm_virtq_kicks_on(struct sm_virtq *vq)
      * partner: the driver's full barrier between moving idx and reading
      * avail_event (or flags). Without it a buffer waits for ever. */
     if (vq->event_idx)
-        __atomic_store_n(avail_event(vq), vq->next_avail, __ATOMIC_SEQ_CST);
+        __atomic_store_n(avail_event(vq), seen, __ATOMIC_SEQ_CST);
     else
         __atomic_store_n(used_flags(vq), 0, __ATOMIC_SEQ_CST);
-    return __atomic_load_n(avail_idx(vq), __ATOMIC_SEQ_CST) != vq->next_avail;
+    return __atomic_load_n(avail_idx(vq), __ATOMIC_SEQ_CST) != seen;
+}
+
+bool sm_virtq_kicks_on(struct sm_virtq *vq)
+{
+    return sm_virtq_kicks_on_after(vq, vq->next_avail);
 }
 
 size_t sm_iov_read(const struct iovec *iov, unsigned n, void *buf, size_t len)

@@ -106,6 +106,10 @@ void sm_virtq_kicks_off(struct sm_virtq *vq);
 /* Ask for a kick for the next buffer. True: there is already one, which will
  * not be kicked for; pop again. */
 bool sm_virtq_kicks_on(struct sm_virtq *vq);
+/* The same for the next buffer after those available now (sm_virtq_seen). True:
+ * one has been added since. */
+uint16_t sm_virtq_seen(const struct sm_virtq *vq);
+bool sm_virtq_kicks_on_after(struct sm_virtq *vq, uint16_t seen);
 
 /* Popped and not pushed yet. */
 static inline unsigned sm_virtq_taken(const struct sm_virtq *vq)
