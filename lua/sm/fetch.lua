@@ -75,13 +75,13 @@ end
 
 --- One exchange; the request is the C fetcher's. `watching(id)` is called once
 --- it has begun, for `progress`. Returns the response, or nil, one line and
---- libcurl's code. Yields.
+--- {code (libcurl's), transient (another try may help)}. Yields.
 ---@async
 ---@param request table
 ---@param watching? fun(id: integer)
 ---@return sm.Response?
 ---@return string? error
----@return integer? curl_code
+---@return {code: integer?, transient: boolean?}? failure
 function Fetch:exchange(request, watching)
     local result = loop.await(function(settle)
         local id, why = self.fetcher:submit(request)
@@ -103,7 +103,8 @@ function Fetch:exchange(request, watching)
         end
     end)
     if not result or result.error then
-        return nil, result and result.error or "cancelled", result and result.curl_code
+        return nil, result and result.error or "cancelled",
+            { code = result and result.curl_code, transient = result and result.transient }
     end
     return result
 end

@@ -464,7 +464,7 @@ local function registry_source(opts, ref)
             transport = fetch.open { parallel = parallel_downloads, core = opts.core }
             self.opened = registry.open(ref, {
                 fetch = transport, insecure = opts.insecure, cafile = opts.cafile,
-                credentials = opts.credentials, core = opts.core, retry_delay = opts.retry_delay,
+                credentials = opts.credentials, retry_delay = opts.retry_delay,
                 notify = opts.progress,
             })
         end

@@ -18,10 +18,10 @@
 --
 -- One client serves many tasks at once. Every method yields.
 
-local uv = require "luv"
 local auth = require "sm.auth"
 local credentials = require "sm.credentials"
 local fetch = require "sm.fetch"
+local files = require "sm.files"
 local json = require "sm.json"
 local loop = require "sm.loop"
 local manifest = require "sm.manifest"
@@ -36,8 +36,10 @@ local max_tries = 5
 local first_delay_s, max_delay_s = 1, 60
 local max_wait_s = 300        -- a longer Retry-After is an answer, not a delay
 local error_limit_bytes = 64 * 1024
-local connect_failed = 7      -- libcurl: could not connect
-local tls_failed = { [35] = true, [56] = true, [52] = true, [1] = true }
+local worthwhile_bytes = 1 << 20 -- progress that earns a broken download fresh tries
+-- Codes of libcurl. Nobody there, or no such name, is said at once: waiting
+-- for it is a person's decision.
+local no_such_host, connect_failed, tls_failed = 6, 7, 35
 
 local redirects = { [301] = true, [302] = true, [303] = true, [307] = true, [308] = true }
 
@@ -50,7 +52,7 @@ Registry.__name = "sm.Registry"
 
 local known_options = {
     fetch = true, insecure = true, cafile = true, credentials = true, notify = true,
-    retry_delay = true, core = true,
+    retry_delay = true,
 }
 
 --- A client for the registry of a reference.
@@ -71,7 +73,6 @@ function M.open(ref, opts)
     local loopback = url.host_kind(ref.host:gsub(":%d+$", "")) == "loopback"
     local self = setmetatable({
         ref = ref,
-        core = opts.core,
         fetch = opts.fetch or fetch.open(),
         owns_fetch = opts.fetch == nil,
         cafile = opts.cafile,
@@ -93,10 +94,6 @@ function Registry:close()
     end
 end
 Registry.__close = Registry.close
-
-local function core_of(self)
-    return self.core or require "sm.image_core"
-end
 
 -- One line of a stranger's text.
 local function one_line(text)
@@ -173,6 +170,8 @@ local function redirect_target(self, from, response)
     return to
 end
 
+local refused = { transient = false } -- the failure of what we do not do
+
 -- The fields of a request that the C fetcher knows.
 local exchange_fields = { "method", "body", "limit_bytes", "file", "offset", "digest", "size" }
 
@@ -196,22 +195,22 @@ local function follow(self, target, request, authorization, watching)
     local start = target
     for _ = 0, max_redirects do
         local home = same_origin(target, start)
-        local response, why, code = self.fetch:exchange(
+        local response, why, failure = self.fetch:exchange(
             exchange_for(self, request, target, home and authorization), watching)
         if not response then
-            return nil, why, code
+            return nil, why, failure
         end
         if not redirects[response.status] then
             return response, home
         elseif request.body then
-            return nil, "a redirect of a POST was refused", "refused"
+            return nil, "a redirect of a POST was refused", refused
         end
         target, why = redirect_target(self, target, response)
         if not target then
-            return nil, why, "refused"
+            return nil, why, refused
         end
     end
-    return nil, ("more than %d redirects"):format(max_redirects), "refused"
+    return nil, ("more than %d redirects"):format(max_redirects), refused
 end
 
 local function delay_for(self, try, response)
@@ -224,14 +223,10 @@ local function delay_for(self, try, response)
     return delay * (0.75 + math.random() / 2)
 end
 
--- libcurl: a sink refused the bytes (too many, or the disk's error), the
--- certificate is wrong, the name cannot be resolved, an address nobody serves.
-local final_codes = { [23] = true, [60] = true, [6] = true, [63] = true, [3] = true,
-    [1] = true, [connect_failed] = true, refused = true }
-
-local function worth_retrying(response, code)
+local function worth_retrying(response, failure)
     if not response then
-        return code ~= nil and not final_codes[code]
+        return failure.transient and failure.code ~= no_such_host
+            and failure.code ~= connect_failed
     end
     local status = response.status
     return status == 408 or status == 429 or (status >= 500 and status ~= 501)
@@ -256,14 +251,14 @@ end
 -- what the server answered, broken connections being the caller's business.
 local function persist(self, target, request, authorization, watching)
     for try = 1, max_tries do
-        local response, why, code = follow(self, target, request, authorization, watching)
-        if try == max_tries or not worth_retrying(response, code)
+        local response, why, failure = follow(self, target, request, authorization, watching)
+        if try == max_tries or not worth_retrying(response, failure)
             or (not response and request.once) then
-            return response, why, code
+            return response, why, failure
         end
         local delay, asked = delay_for(self, try, response)
         if asked and asked > max_wait_s then
-            return response, why, code
+            return response, why, failure
         end
         self.notify { type = "retry", reason = failure_text(self, response, why), delay = delay,
             try = try }
@@ -279,11 +274,13 @@ local function settle_origin(self)
     end
     self.origin = assert(url.parse("https://" .. self.ref.host .. "/v2/"))
     if self.may_use_http then
-        local response, _, code = self.fetch:exchange {
+        local response, _, failure = self.fetch:exchange {
             url = url.format(self.origin), insecure = self.unchecked or nil, cafile = self.cafile,
             limit_bytes = error_limit_bytes,
         }
-        if not response and tls_failed[code] then
+        local plain_port = not self.ref.host:find(":%d+$")
+        if not response and (failure.code == tls_failed
+            or (failure.code == connect_failed and plain_port)) then
             self.origin = assert(url.parse("http://" .. self.ref.host .. "/v2/"))
         end
     end
@@ -319,10 +316,10 @@ local function send(self, target, request, watching)
         return nil, why
     end
     for _ = 1, 3 do
-        local response, home_or_why, code = persist(self, target(self.origin), request,
+        local response, home_or_why, failure = persist(self, target(self.origin), request,
             authorization, watching)
         if not response then
-            return nil, home_or_why, code
+            return nil, home_or_why, failure
         end
         if response.status ~= 401 or not home_or_why then
             return response
@@ -343,9 +340,9 @@ local function endpoint(self, kind, name)
 end
 
 -- The error of a whole operation: which image, and what happened.
-local function fail(self, what, response, why, code)
+local function fail(self, what, response, why, failure)
     local name = reference.familiar(self.ref)
-    if code == connect_failed then
+    if failure and (failure.code == connect_failed or failure.code == no_such_host) then
         why = ("cannot reach the registry %s: %s"):format(self.ref.registry, why)
     end
     if not response then
@@ -362,20 +359,6 @@ local function fail(self, what, response, why, code)
     return nil, ("%s: %s"):format(name, failure_text(self, response, why))
 end
 
--- Digest of bytes in the algorithm of `expected`.
-local function check_bytes(self, bytes, expected)
-    local algorithm = reference.parse_digest(expected)
-    local hash = core_of(self)[algorithm]
-    if not hash then
-        return nil, "its digest's algorithm, " .. algorithm .. ", is not supported"
-    end
-    local hex = hash(bytes):gsub("^%w+:", "")
-    if algorithm .. ":" .. hex ~= expected then
-        return nil, ("wrong digest: %s was sent for %s"):format(algorithm .. ":" .. hex, expected)
-    end
-    return true
-end
-
 --- Fetch a manifest or index by digest or tag, checked and read.
 ---@async
 ---@param name string tag or digest
@@ -383,23 +366,16 @@ end
 ---@return table? {manifest, bytes, digest}
 ---@return string? error
 function Registry:manifest(name, media_type)
-    local response, why, code = send(self, endpoint(self, "manifests", name), {
+    local response, why, failure = send(self, endpoint(self, "manifests", name), {
         headers = { "Accept: " .. manifest.accept },
         limit_bytes = manifest.limit_bytes,
+        digest = name:find(":", 1, true) and name or nil,
     })
     if not response or response.status ~= 200 then
-        return fail(self, "image or tag", response, why, code)
+        return fail(self, "image or tag", response, why, failure)
     end
     self.rate_remaining = fetch.header(response, "ratelimit-remaining") or self.rate_remaining
     local image = reference.familiar(self.ref)
-    local digest = "sha256:" .. core_of(self).sha256(response.body):gsub("^sha256:", "")
-    if name:find(":", 1, true) then
-        local ok
-        ok, why = check_bytes(self, response.body, name)
-        if not ok then
-            return nil, ("%s: %s"):format(image, why)
-        end
-    end
     local doc
     doc, why = manifest.read(response.body, fetch.header(response, "content-type"))
     if doc and media_type and media_type ~= "" and media_type ~= doc.media_type then
@@ -409,7 +385,7 @@ function Registry:manifest(name, media_type)
     if not doc then
         return nil, ("%s: %s"):format(image, why)
     end
-    return { manifest = doc, bytes = response.body, digest = digest }
+    return { manifest = doc, bytes = response.body, digest = response.digest }
 end
 
 --- What a tag points to now, by HEAD (which does not count against Docker
@@ -501,19 +477,16 @@ end
 function Registry:config(found, wanted)
     local descriptor = found.manifest.config
     local image = reference.familiar(self.ref)
-    local response, why, code = send(self, endpoint(self, "blobs", descriptor.digest), {
-        limit_bytes = math.max(descriptor.size, error_limit_bytes),
+    local response, why, failure = send(self, endpoint(self, "blobs", descriptor.digest), {
+        limit_bytes = math.max(descriptor.size, error_limit_bytes), digest = descriptor.digest,
     })
     if not response or response.status ~= 200 then
-        return fail(self, "config blob", response, why, code)
-    end
-    local ok
-    ok, why = check_bytes(self, response.body, descriptor.digest)
-    if ok and #response.body ~= descriptor.size then
-        ok, why = nil, "its config has another size than its manifest says"
+        return fail(self, "config blob", response, why, failure)
     end
     local config
-    if ok then
+    if #response.body ~= descriptor.size then
+        why = "its config has another size than its manifest says"
+    else
         config, why = manifest.read_config(response.body, found.manifest, wanted)
     end
     if not config then
@@ -523,15 +496,38 @@ function Registry:config(found, wanted)
     return config
 end
 
--- A wrong digest or length is the content's fault once the whole of it came.
-local function content_error(text)
-    return text ~= nil and (text:find("digest mismatch", 1, true) ~= nil
-        or text:find("size mismatch", 1, true) ~= nil)
+-- One request for a blob, continuing what the file holds already. Returns true;
+-- or nil, an error, and whether to try again.
+local function blob_once(self, descriptor, file, watching)
+    local have = files.size(file) or 0
+    if have > descriptor.size then
+        files.remove(file)
+        have = 0
+    end
+    local response, why, failure = send(self, endpoint(self, "blobs", descriptor.digest), {
+        file = file, offset = have, digest = descriptor.digest, size = descriptor.size,
+        once = true, -- a broken body is resumed, with a fresh address
+    }, watching)
+    if response and (response.status == 200 or response.status == 206) then
+        return true
+    elseif response and response.status == 404 and descriptor.urls then
+        return self:foreign_blob(descriptor, file, watching)
+    elseif response then
+        local _, text = fail(self, "layer " .. descriptor.digest, response, why, failure)
+        return nil, text, false
+    end
+    local got = files.size(file) or 0
+    -- What an earlier run left may be bad, or the server may not do ranges:
+    -- the fetcher removed the file, and a fresh start is worth it.
+    local again = worth_retrying(nil, failure or refused) or (have > 0 and got == 0)
+    local _, text = fail(self, "layer", nil, ("layer %s: %s"):format(descriptor.digest, why),
+        failure)
+    return nil, text, again, got - have >= worthwhile_bytes
 end
 
 --- Fetch a blob into a file, continuing one that is there from an earlier
---- try. The fetcher checks digest and size; on a wrong digest the file is
---- removed. `watching(id)` as in `sm.Fetch`.
+--- try. The fetcher checks digest and size while it writes and removes a file
+--- that is wrong. `watching(id)` as in `sm.Fetch`.
 ---@async
 ---@param descriptor sm.Descriptor
 ---@param file string
@@ -539,50 +535,19 @@ end
 ---@return true?
 ---@return string? error
 function Registry:blob(descriptor, file, watching)
-    local digest = descriptor.digest
-    local function request()
-        local stat = uv.fs_stat(file)
-        local have = stat and stat.size or 0
-        if have >= descriptor.size then
-            os.remove(file)
-            have = 0
-        end
-        return {
-            file = file, offset = have, digest = digest, size = descriptor.size,
-            limit_bytes = error_limit_bytes,
-            once = true, -- a broken body is resumed, with a fresh address
-        }
-    end
-    local name, tries = reference.familiar(self.ref), 0
+    local tries = 0
     while true do
-        local req = request()
-        local response, why, code = send(self, endpoint(self, "blobs", digest), req, watching)
-        if response and response.status == 416 then
-            os.remove(file)
-        elseif response and (response.status == 200 or response.status == 206) then
+        local ok, why, again, progressed = blob_once(self, descriptor, file, watching)
+        if ok then
             return true
-        elseif response then
-            if response.status == 404 and descriptor.urls then
-                return self:foreign_blob(descriptor, file, watching)
-            end
-            return fail(self, "layer " .. digest, response, why, code)
         end
-        if content_error(why) then
-            os.remove(file)
-        end
-        -- Progress since the last try resets the count.
-        local stat = uv.fs_stat(file)
-        if stat and stat.size >= req.offset + (1 << 20) then
-            tries = 0
-        end
-        tries = tries + 1
-        if tries >= max_tries or code == "refused" or code == nil
-            or (content_error(why) and tries >= 2) then
-            return fail(self, "layer", nil, ("layer %s: %s"):format(digest, why or "no answer"),
-                code)
+        tries = progressed and 1 or tries + 1
+        if not again or tries >= max_tries then
+            return nil, why
         end
         local delay = delay_for(self, tries)
-        self.notify { type = "retry", reason = why, delay = delay, try = tries, digest = digest }
+        self.notify { type = "retry", reason = why, delay = delay, try = tries,
+            digest = descriptor.digest }
         loop.sleep(delay)
     end
 end
@@ -600,10 +565,9 @@ function Registry:foreign_blob(descriptor, file, watching)
         local target = url.parse(text)
         local kind = target and url.host_kind(target.host)
         if target and target.scheme == "https" and (kind == "name" or kind == "public") then
-            os.remove(file)
+            files.remove(file)
             local response, why = follow(self, target, {
                 file = file, offset = 0, digest = descriptor.digest, size = descriptor.size,
-                limit_bytes = error_limit_bytes,
             }, nil, watching)
             if response and response.status == 200 then
                 return true

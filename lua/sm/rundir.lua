@@ -10,7 +10,7 @@
 
 local uv = require "luv"
 local paths = require "sm.paths"
-local image_core = require "sm.image_core"
+local lock = require "sm.lock"
 
 local M = {}
 
@@ -29,10 +29,10 @@ local function sweep(base)
         end
         local dir = base .. "/" .. name
         if kind == "directory" and uv.fs_stat(dir .. "/lock") then
-            local lock = image_core.lock(dir .. "/lock", { wait = false })
-            if lock then
+            local dead = lock.try(dir .. "/lock")
+            if dead then
                 paths.remove_tree(dir)
-                lock:close()
+                dead:close()
             end
         end
     end
@@ -61,13 +61,13 @@ function M.new(id)
         end
         return nil, err
     end
-    local lock
-    lock, err = image_core.lock(path .. "/lock")
-    if not lock then
+    local held
+    held, err = lock.try(path .. "/lock")
+    if not held then
         paths.remove_tree(path)
-        return nil, err
+        return nil, err or path .. ": taken by another"
     end
-    return setmetatable({ path = path, id = id, lock = lock }, Rundir)
+    return setmetatable({ path = path, id = id, lock = held }, Rundir)
 end
 
 --- Remove the folder. Idempotent.
