@@ -61,13 +61,14 @@ static void set_stdio(const struct child *k)
     syscall(KABI_CLOSE_RANGE, 3u, UINT_MAX, KABI_CLOSE_RANGE_CLOEXEC);
 }
 
+/* By system call: musl keeps three real-time signals to itself. */
 static void set_signals(void)
 {
-    sigset_t none;
-    for (int sig = 1; sig < _NSIG; sig++)
-        signal(sig, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    static const unsigned long dfl[4]; /* handler, flags, restorer, mask */
+    static const unsigned long none;
+    for (int sig = 1; sig <= 64; sig++)
+        syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, 8);
 }
 
 /*

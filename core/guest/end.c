@@ -140,6 +140,7 @@ static bool step(struct sm_agent *a)
         cancel_unfinished(a);
         return true;
     case SM_END_FLUSH:
+        sm_link_flush(a); /* what does not go now wakes us when it can */
         if ((a->chans || a->out.len) && a->link.fd >= 0 && !late)
             return false;
         if (a->vm)

@@ -22,6 +22,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/reboot.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -110,8 +111,8 @@ void sm_power(struct sm_agent *a)
 {
     if (!a->vm) {
         for (struct sm_chan *c = a->chans; c; c = c->next)
-            if (c->pid > 0 && !c->reaped)
-                kill(-c->pid, SIGKILL);
+            if (c->pid > 0 && !c->reaped && kill(-c->pid, SIGKILL) == 0)
+                waitpid(c->pid, NULL, 0);
         _exit(0);
     }
     reboot(a->bye_reason == SM_BYE_REBOOT ? RB_AUTOBOOT : RB_POWER_OFF);

@@ -428,6 +428,17 @@ end
 
 -- -------------------------------------------------------------------- API
 
+-- A guest may close the connection at any moment, and libuv writes without
+-- MSG_NOSIGNAL: under stock `lua5.4` the signal's default would end the process.
+local sigpipe
+local function survive_sigpipe()
+    if not sigpipe then
+        sigpipe = uv.new_signal()
+        sigpipe:start("sigpipe", function() end)
+        sigpipe:unref()
+    end
+end
+
 -- Wait for a condition that control frames change. Yields.
 local function wait_for(self, ready, timeout)
     local deadline = timeout and loop.now() + timeout
@@ -453,6 +464,7 @@ end
 function M.accept(stream, opts)
     opts = opts or {}
     wire.check_keys("agent.accept", opts, { timeout = 1, on_goodbye = 1, on_error = 1 })
+    survive_sigpipe()
     if type(stream) == "number" then
         local pipe = uv.new_pipe(false)
         local ok, err = pipe:open(stream)
@@ -530,6 +542,9 @@ function Agent:boot(opts)
     wire.check_keys("agent:boot", opts, boot_keys)
     if self.dead then
         return nil, self.dead
+    end
+    if self.booted then
+        return nil, "boot: asked for already"
     end
     self.booted = "asked"
     local ok, err = self:request(wire.BOOT, 0, boot_fields(opts))
