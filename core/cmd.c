@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The command table and its dispatcher; see cmd.h. Handlers: core/cmd_*.c. */
+#include "cmd_call.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#define ARGS(table) .args = (table), .arg_count = sizeof(table) / sizeof((table)[0])
+
+#define IN_CREATED SM_IN_STATE(SM_VM_CREATED)
+#define IN_RUNNING SM_IN_STATE(SM_VM_RUNNING)
+#define IN_PAUSED SM_IN_STATE(SM_VM_PAUSED)
+#define IN_STOPPED SM_IN_STATE(SM_VM_STOPPED)
+
+#define MAX_BYTES (1ull << 46) /* of guest memory; a mistake beyond */
+
+static const struct sm_arg_spec vm_create_args[] = {
+    { "cpus", SM_ARG_INT, .min = 1, .max = SM_MAX_VCPUS, .doc = "virtual CPUs, 1 when absent" },
+    { "memory", SM_ARG_SIZE, .min = 0, .max = MAX_BYTES,
+      .doc = "RAM in the platform's layout; absent or 0: none, map your own" },
+};
+
+static const struct sm_arg_spec vm_kill_args[] = {
+    { "detail", SM_ARG_STRING, .max = 90, .doc = "why, for people" },
+};
+
+static const struct sm_arg_spec memory_map_args[] = {
+    { "gpa", SM_ARG_U64, .required = true, .doc = "guest-physical address of the region" },
+    { "size", SM_ARG_SIZE, .required = true, .min = 1, .max = MAX_BYTES,
+      .doc = "bytes, whole pages" },
+    { "kind", SM_ARG_CHOICE, .choices = "anon|shared|file",
+      .doc = "what lies behind it; anon when absent" },
+    { "path", SM_ARG_STRING, .max = 4096, .doc = "of a file; mapped privately" },
+    { "offset", SM_ARG_SIZE, .max = MAX_BYTES, .doc = "into the file" },
+    { "readonly", SM_ARG_BOOL, .doc = "guest writes become MMIO exits" },
+    { "device", SM_ARG_BOOL, .doc = "not RAM: a window of a device" },
+};
+
+static const struct sm_arg_spec memory_read_args[] = {
+    { "gpa", SM_ARG_U64, .required = true, .doc = "guest-physical address" },
+    { "len", SM_ARG_INT, .required = true, .min = 1, .max = SM_CMD_MAX_DATA_BYTES,
+      .doc = "how many bytes" },
+};
+
+static const struct sm_arg_spec memory_write_args[] = {
+    { "gpa", SM_ARG_U64, .required = true, .doc = "guest-physical address" },
+    { "data", SM_ARG_BYTES, .required = true, .max = SM_CMD_MAX_DATA_BYTES, .doc = "the bytes" },
+};
+
+static const struct sm_arg_spec kernel_load_args[] = {
+    { "kernel", SM_ARG_STRING, .required = true, .max = 4096,
+      .doc = "path of an uncompressed ELF vmlinux" },
+    { "initrd", SM_ARG_STRING, .max = 4096, .doc = "path of an initial ramdisk" },
+    { "cmdline", SM_ARG_STRING, .max = 2047, .doc = "the kernel's command line" },
+};
+
+static const struct sm_arg_spec vcpu_get_args[] = {
+    { "vcpu", SM_ARG_INT, .max = SM_MAX_VCPUS - 1, .doc = "which; 0 when absent" },
+    { "names", SM_ARG_ARRAY, .doc = "registers by name; all named ones when absent" },
+};
+
+static const struct sm_arg_spec vcpu_set_args[] = {
+    { "vcpu", SM_ARG_INT, .max = SM_MAX_VCPUS - 1, .required = true, .doc = "which" },
+    { "values", SM_ARG_MAP, .required = true, .doc = "register name = value" },
+};
+
+static const struct sm_arg_spec vcpu_enter_args[] = {
+    { "vcpu", SM_ARG_INT, .max = SM_MAX_VCPUS - 1, .required = true, .doc = "which" },
+    { "mode", SM_ARG_CHOICE, .required = true, .choices = "pvh|linux64|arm64|real16",
+      .doc = "how it begins" },
+    { "entry", SM_ARG_U64, .required = true, .doc = "guest-physical address to begin at" },
+    { "info", SM_ARG_U64, .doc = "address of the start info (pvh), boot_params or FDT" },
+};
+
+static const struct sm_arg_spec console_read_args[] = {
+    { "max", SM_ARG_INT, .min = 1, .max = SM_CMD_MAX_DATA_BYTES,
+      .doc = "at most so many bytes; 65536 when absent" },
+};
+
+static const struct sm_arg_spec console_write_args[] = {
+    { "data", SM_ARG_BYTES, .required = true, .max = SM_CMD_MAX_DATA_BYTES,
+      .doc = "what is typed" },
+};
+
+static const struct sm_arg_spec irq_set_args[] = {
+    { "gsi", SM_ARG_INT, .required = true, .max = 1023, .doc = "number of the line" },
+    { "level", SM_ARG_BOOL, .doc = "high or low; absent: one pulse" },
+};
+
+static const struct sm_cmd table[] = {
+    { "vm.create", NULL, "Create the VM. Part of the constructor.", ARGS(vm_create_args),
+      .states = SM_IN_EMPTY, .run = sm_cmd_vm_create },
+    { "vm.start", "start", "Start every vCPU.", .states = IN_CREATED, .run = sm_cmd_vm_start },
+    { "vm.pause", "pause", "Hold every vCPU at an instruction boundary, and every device.",
+      .states = IN_RUNNING, .run = sm_cmd_vm_pause },
+    { "vm.resume", "resume", "Go on after a pause.", .states = IN_PAUSED,
+      .run = sm_cmd_vm_resume },
+    { "vm.kill", "kill", "Stop for good; memory and registers stay readable.",
+      ARGS(vm_kill_args), .states = SM_IN_ANY, .run = sm_cmd_vm_kill },
+    { "vm.state", "state", "The run state, and why it stopped: {state, reason, detail}.",
+      .states = SM_IN_ANY, .run = sm_cmd_vm_state },
+    { "vm.stats", "stats", "Counters of every vCPU, memory, and how the process is confined.",
+      .states = SM_IN_ANY, .run = sm_cmd_vm_stats },
+    { "memory.map", "map", "Put memory at a guest-physical address.", ARGS(memory_map_args),
+      .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_memory_map },
+    { "memory.read", "read", "Bytes of guest memory.", ARGS(memory_read_args),
+      .states = SM_IN_ANY, .run = sm_cmd_memory_read },
+    { "memory.write", "write", "Write bytes into guest memory.", ARGS(memory_write_args),
+      .states = SM_IN_ANY, .run = sm_cmd_memory_write },
+    { "memory.regions", "regions", "The memory map: a list of {gpa, size, kind, readonly, device}.",
+      .states = SM_IN_ANY, .run = sm_cmd_memory_regions },
+    { "kernel.load", "load_kernel", "Load a Linux kernel and set the boot vCPU to enter it.",
+      ARGS(kernel_load_args), .states = IN_CREATED, .run = sm_cmd_kernel_load },
+    { "device.add", "add_device", "Add a device; its keys depend on `type`.",
+      .variants = sm_cmd_devices, .states = IN_CREATED },
+    { "vcpu.get", "regs", "Registers of a vCPU by name.", ARGS(vcpu_get_args),
+      .states = SM_IN_ANY, .run = sm_cmd_vcpu_get },
+    { "vcpu.set", "set_regs", "Set registers of a vCPU.", ARGS(vcpu_set_args),
+      .states = IN_CREATED | IN_RUNNING | IN_PAUSED, .run = sm_cmd_vcpu_set },
+    { "vcpu.enter", "enter", "Set a vCPU up to begin at an address in a given mode.",
+      ARGS(vcpu_enter_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_vcpu_enter },
+    { "console.read", "read_console", "What the guest printed since the last read; may be empty.",
+      ARGS(console_read_args), .states = SM_IN_ANY, .run = sm_cmd_console_read },
+    { "console.write", "write_console",
+      "Type into the console; how many bytes it took (a console event says when to go on).",
+      ARGS(console_write_args), .states = SM_IN_ANY, .run = sm_cmd_console_write },
+    { "irq.set", "irq", "Drive an interrupt line.", ARGS(irq_set_args),
+      .states = IN_CREATED | IN_RUNNING | IN_PAUSED, .run = sm_cmd_irq_set },
+    { .name = NULL },
+};
+
+const struct sm_cmd *sm_cmd_table(void)
+{
+    return table;
+}
+
+const struct sm_cmd *sm_cmd_find(const char *name, size_t len)
+{
+    for (const struct sm_cmd *cmd = table; cmd->name; cmd++) {
+        if (strlen(cmd->name) == len && memcmp(cmd->name, name, len) == 0) {
+            return cmd;
+        }
+    }
+    return NULL;
+}
+
+int sm_machine_create(struct sm_machine **out)
+{
+    *out = calloc(1, sizeof(**out));
+    return *out ? 0 : -ENOMEM;
+}
+
+void sm_machine_destroy(struct sm_machine *m)
+{
+    if (!m) {
+        return;
+    }
+    if (m->vm) {
+        sm_vm_destroy(m->vm);
+    }
+    free(m);
+}
+
+struct sm_vm *sm_machine_vm(struct sm_machine *m)
+{
+    return m->vm;
+}
+
+void sm_machine_set_confinement(struct sm_machine *m, const struct sm_confinement *c)
+{
+    m->confinement = *c;
+    m->confined = true;
+}
+
+/* ---- dispatch ---- */
+
+/* A VM that stopped by itself is no mistake of the caller's. */
+static int check_state(struct sm_call *call)
+{
+    if (!call->m->vm) {
+        return call->cmd->states & SM_IN_EMPTY ? 0 : sm_call_misuse(call, "there is no VM yet");
+    }
+    struct sm_vm_status status;
+    sm_vm_state(call->m->vm, &status);
+    if (call->cmd->states & SM_IN_STATE(status.state)) {
+        return 0;
+    }
+    if (status.state == SM_VM_STOPPED) {
+        return sm_call_fail(call, -ESRCH, "the VM has stopped (%s)",
+                            sm_stop_name(status.reason));
+    }
+    return sm_call_misuse(call, "not while the VM is %s", sm_run_state_name(status.state));
+}
+
+static int unknown_type(struct sm_call *call, const struct sm_msg_value *type)
+{
+    char known[128] = "";
+    size_t n = 0;
+    for (const struct sm_cmd_variant *v = call->cmd->variants; v->type && n < sizeof(known); v++) {
+        n += (size_t)snprintf(known + n, sizeof(known) - n, "%s%s", n ? ", " : "", v->type);
+    }
+    if (type->type == SM_MSG_BYTES && type->u.bytes.len <= 40) {
+        return sm_call_misuse(call, "type: expected one of %s, got '%.*s'", known,
+                              (int)type->u.bytes.len, type->u.bytes.p);
+    }
+    return sm_call_misuse(call, "type: expected one of %s", known);
+}
+
+/* Which handler, with which arguments. */
+static int choose(struct sm_call *call, const struct sm_msg_reader *args,
+                  int (**run)(struct sm_call *))
+{
+    const struct sm_cmd *cmd = call->cmd;
+    call->specs = cmd->args;
+    call->count = cmd->arg_count;
+    *run = cmd->run;
+    if (!cmd->variants) {
+        return 0;
+    }
+    struct sm_msg_reader at;
+    struct sm_msg_value type = { .type = SM_MSG_NIL };
+    if (sm_msg_find(args, "type", &at) == 0) {
+        sm_msg_next(&at, &type);
+    }
+    for (const struct sm_cmd_variant *v = cmd->variants; v->type; v++) {
+        if (sm_msg_is(&type, v->type)) {
+            call->specs = v->args;
+            call->count = v->arg_count;
+            *run = v->run;
+            return 0;
+        }
+    }
+    return unknown_type(call, &type);
+}
+
+static int finish(struct sm_call *call, size_t mark, int err)
+{
+    struct sm_msg_writer *out = call->out;
+    if (!err && out->len == mark) {
+        sm_msg_put_nil(out);
+    }
+    if (!err && out->error) {
+        err = sm_call_fail(call, out->error, "%s",
+                           out->error == -ENOMEM ? "out of memory" : "the result is too large");
+    }
+    if (err) {
+        sm_msg_writer_rewind(out, mark);
+    }
+    return err;
+}
+
+int sm_machine_call(struct sm_machine *m, const char *name, size_t name_len,
+                    const void *args, size_t args_len, struct sm_msg_writer *out,
+                    struct sm_cmd_error *err)
+{
+    *err = (struct sm_cmd_error){ 0 };
+    const struct sm_cmd *cmd = sm_cmd_find(name, name_len);
+    if (!cmd) {
+        err->code = -EINVAL;
+        err->misuse = true;
+        snprintf(err->text, sizeof(err->text), "no command named '%.*s'",
+                 name_len > 40 ? 40 : (int)name_len, name);
+        return err->code;
+    }
+    struct sm_call call = { .m = m, .cmd = cmd, .out = out, .err = err };
+    struct sm_msg_reader map;
+    int (*run)(struct sm_call *);
+    sm_msg_reader_init(&map, args, args_len);
+    size_t mark = out->len;
+    int code = choose(&call, &map, &run);
+    if (!code) {
+        code = sm_call_parse(&call, map, "", call.specs, call.count, call.args);
+    }
+    if (!code) {
+        code = check_state(&call);
+        if (!code) {
+            code = run(&call);
+        }
+        sm_call_free_args(call.specs, call.count, call.args);
+    }
+    return finish(&call, mark, code);
+}
+
+/* ---- events ---- */
+
+static void put_state_event(struct sm_machine *m, struct sm_msg_writer *w)
+{
+    struct sm_vm_status status;
+    sm_vm_state(m->vm, &status);
+    bool stopped = status.state == SM_VM_STOPPED;
+    sm_msg_put_map(w, stopped ? 4 : 2);
+    sm_msg_put_str(w, "type");
+    sm_msg_put_str(w, "state");
+    sm_msg_put_str(w, "state");
+    sm_msg_put_str(w, sm_run_state_name(status.state));
+    if (stopped) {
+        sm_msg_put_str(w, "reason");
+        sm_msg_put_str(w, sm_stop_name(status.reason));
+        sm_msg_put_str(w, "detail");
+        sm_msg_put_str(w, status.detail);
+    }
+}
+
+static void put_console_event(struct sm_msg_writer *w)
+{
+    sm_msg_put_map(w, 1);
+    sm_msg_put_str(w, "type");
+    sm_msg_put_str(w, "console");
+}
+
+static void put_lost_event(struct sm_msg_writer *w, const char *source, uint64_t count)
+{
+    sm_msg_put_map(w, 3);
+    sm_msg_put_str(w, "type");
+    sm_msg_put_str(w, "lost");
+    sm_msg_put_str(w, "source");
+    sm_msg_put_str(w, source);
+    sm_msg_put_str(w, "count");
+    sm_msg_put_uint(w, count);
+}
+
+static void put_notice_event(struct sm_msg_writer *w, const struct sm_notice *n)
+{
+    sm_msg_put_map(w, 5);
+    sm_msg_put_str(w, "type");
+    sm_msg_put_str(w, "notice");
+    sm_msg_put_str(w, "source");
+    sm_msg_put_str(w, n->source);
+    sm_msg_put_str(w, "what");
+    sm_msg_put_str(w, n->what);
+    sm_msg_put_str(w, "value");
+    sm_msg_put_uint(w, n->value);
+    sm_msg_put_str(w, "time_ns");
+    sm_msg_put_uint(w, n->time_ns);
+}
+
+/* Losses before anything later; the last words of a console before the end. */
+static bool put_event(struct sm_machine *m, struct sm_msg_writer *w)
+{
+    struct sm_events *ev = sm_vm_events(m->vm);
+    struct sm_notice notice;
+    uint64_t lost = sm_events_take_lost(ev);
+    if (lost) {
+        put_lost_event(w, "notices", lost);
+        return true;
+    }
+    if (m->console_lost > m->console_lost_told) {
+        put_lost_event(w, "console", m->console_lost - m->console_lost_told);
+        m->console_lost_told = m->console_lost;
+        return true;
+    }
+    if (sm_events_take_notice(ev, &notice)) {
+        put_notice_event(w, &notice);
+        return true;
+    }
+    m->event_bits |= sm_events_take_bits(ev);
+    if (m->event_bits & SM_EVENT_CONSOLE) {
+        m->event_bits &= ~(unsigned)SM_EVENT_CONSOLE;
+        put_console_event(w);
+        return true;
+    }
+    if (m->event_bits & SM_EVENT_STATE) {
+        m->event_bits &= ~(unsigned)SM_EVENT_STATE;
+        put_state_event(m, w);
+        return true;
+    }
+    return false;
+}
+
+int sm_machine_next_event(struct sm_machine *m, struct sm_msg_writer *out)
+{
+    if (!m->vm) {
+        return 0;
+    }
+    size_t mark = out->len;
+    bool some = put_event(m, out);
+    if (!some) {
+        /* Clear, then look once more: what came between the two is seen here,
+         * what comes after wakes the fd anew. */
+        struct sm_events *ev = sm_vm_events(m->vm);
+        sm_events_clear(ev);
+        some = put_event(m, out);
+        if (some) {
+            eventfd_write(ev->fd, 1); /* there may be more */
+        }
+    }
+    if (some && out->error) {
+        int err = out->error;
+        sm_msg_writer_rewind(out, mark);
+        return err;
+    }
+    return some;
+}
+
+int sm_machine_event_fd(const struct sm_machine *m)
+{
+    return m->vm ? sm_vm_events(m->vm)->fd : -1;
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a command handler (core/cmd_*.c) works with: its checked arguments, the
+ * writer for its result, and the ways to fail.
+ */
+#ifndef SM_CMD_CALL_H
+#define SM_CMD_CALL_H
+
+#include "cmd.h"
+#include "vm.h"
+
+#define SM_CMD_MAX_ARGS 12
+
+struct sm_machine {
+    struct sm_vm *vm; /* NULL: empty */
+    struct sm_confinement confinement;
+    bool confined;       /* confinement has been set: we live in a worker */
+    unsigned event_bits; /* taken from the VM, not yet told */
+    uint64_t console_lost, console_lost_told;
+    unsigned disks; /* added so far, for their names */
+};
+
+struct sm_arg {
+    bool given;
+    union {
+        bool b;
+        uint64_t u;   /* INT, U64, SIZE; CHOICE: its place in the list */
+        char *s;      /* STRING; freed by the dispatcher */
+        struct {
+            const char *p;
+            size_t len;
+        } bytes;
+        struct sm_msg_reader value; /* ARRAY, MAP: stands at the container */
+    } v;
+};
+
+struct sm_call {
+    struct sm_machine *m;
+    const struct sm_cmd *cmd;
+    const struct sm_arg_spec *specs;
+    unsigned count;
+    struct sm_arg args[SM_CMD_MAX_ARGS];
+    struct sm_msg_writer *out;
+    struct sm_cmd_error *err;
+};
+
+/* The argument of that key; it must be in the table. */
+const struct sm_arg *sm_call_arg(const struct sm_call *call, const char *key);
+uint64_t sm_call_uint(const struct sm_call *call, const char *key, uint64_t absent);
+bool sm_call_bool(const struct sm_call *call, const char *key, bool absent);
+const char *sm_call_str(const struct sm_call *call, const char *key); /* NULL: absent */
+
+/* Give up: the world refuses. The text is put behind "command: ". Returns code. */
+__attribute__((format(printf, 3, 4))) int sm_call_fail(struct sm_call *call, int code,
+                                                       const char *fmt, ...);
+/* Give up: the caller's mistake. Returns -EINVAL. */
+__attribute__((format(printf, 2, 3))) int sm_call_misuse(struct sm_call *call,
+                                                         const char *fmt, ...);
+
+/* Check the pairs of a map against specs and fill args (SM_CMD_MAX_ARGS of
+ * them); `where` is put before keys in errors: "" or "extents[1].". */
+int sm_call_parse(struct sm_call *call, struct sm_msg_reader map, const char *where,
+                  const struct sm_arg_spec *specs, unsigned count, struct sm_arg *args);
+void sm_call_free_args(const struct sm_arg_spec *specs, unsigned count, struct sm_arg *args);
+
+/* Tables by noun. */
+extern const struct sm_cmd_variant sm_cmd_devices[];
+
+int sm_cmd_vm_create(struct sm_call *call);
+int sm_cmd_vm_start(struct sm_call *call);
+int sm_cmd_vm_pause(struct sm_call *call);
+int sm_cmd_vm_resume(struct sm_call *call);
+int sm_cmd_vm_kill(struct sm_call *call);
+int sm_cmd_vm_state(struct sm_call *call);
+int sm_cmd_vm_stats(struct sm_call *call);
+int sm_cmd_kernel_load(struct sm_call *call);
+int sm_cmd_memory_map(struct sm_call *call);
+int sm_cmd_memory_read(struct sm_call *call);
+int sm_cmd_memory_write(struct sm_call *call);
+int sm_cmd_memory_regions(struct sm_call *call);
+int sm_cmd_vcpu_get(struct sm_call *call);
+int sm_cmd_vcpu_set(struct sm_call *call);
+int sm_cmd_vcpu_enter(struct sm_call *call);
+int sm_cmd_console_read(struct sm_call *call);
+int sm_cmd_console_write(struct sm_call *call);
+int sm_cmd_irq_set(struct sm_call *call);
+
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * device.add: what each type of device takes, and how it comes to be. Files
+ * are opened here, before the guest runs and the worker confines itself.
+ */
+#include "cmd_call.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dev/disk.h"
+#include "dev/virtio_blk.h"
+#include "dev/virtio_console.h"
+#include "dev/virtio_rng.h"
+
+#define TYPE { "type", SM_ARG_STRING, .required = true, .max = 16, .doc = "what to add" }
+#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
+
+static const struct sm_arg_spec plain_args[] = { TYPE };
+
+static const struct sm_arg_spec blk_args[] = {
+    TYPE,
+    { "serial", SM_ARG_STRING, .max = SM_BLK_SERIAL_BYTES, .doc = "what the guest knows it by" },
+    { "readonly", SM_ARG_BOOL, .doc = "nothing is ever written" },
+    { "extents", SM_ARG_ARRAY, .required = true,
+      .doc = "the base: a list of {path, offset, length}, one after the other" },
+    { "size", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES,
+      .doc = "bytes; zeros follow the base; absent: what the base holds" },
+    { "overlay", SM_ARG_STRING, .max = 4096,
+      .doc = "path of the file that writes go to; absent: they go to the base" },
+    { "ephemeral", SM_ARG_BOOL, .doc = "the overlay loses its name at once" },
+    { "base_id", SM_ARG_STRING, .max = 127,
+      .doc = "what the base is (a digest); an overlay made for another is refused" },
+};
+
+static const struct sm_arg_spec extent_args[] = {
+    { "path", SM_ARG_STRING, .required = true, .max = 4096, .doc = "a file" },
+    { "offset", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES, .doc = "where in it; 0 when absent" },
+    { "length", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES,
+      .doc = "bytes; to the end of the file when absent" },
+};
+
+static int failed(struct sm_call *call, const char *type, int err)
+{
+    const char *why = err == -ENOSPC ? "no more devices fit" : strerror(-err);
+    return sm_call_fail(call, err, "%s: %s", type, why);
+}
+
+/* ---- what virtio devices have in common ---- */
+
+/* The interrupt is the device's once it exists, ours until then. */
+static int open_env(struct sm_call *call, const char *name, struct sm_io *io,
+                    struct sm_virtio_env *env)
+{
+    struct sm_vm *vm = call->m->vm;
+    *env = (struct sm_virtio_env){
+        .mem = sm_vm_mem(vm),
+        .io = io,
+        .events = sm_vm_events(vm),
+        .name = name,
+    };
+    return sm_vm_next_irq(vm, &env->irq);
+}
+
+static int attach(struct sm_call *call, const char *type, struct sm_virtio_env *env, int err,
+                  struct sm_virtio_mmio *dev)
+{
+    if (err < 0) {
+        sm_irq_close(&env->irq);
+        return failed(call, type, err);
+    }
+    err = sm_vm_add_virtio(call->m->vm, dev);
+    return err < 0 ? failed(call, type, err) : 0;
+}
+
+/* ---- types ---- */
+
+static int add_serial(struct sm_call *call)
+{
+    int err = sm_vm_add_serial(call->m->vm);
+    return err < 0 ? failed(call, "serial", err) : 0;
+}
+
+static int add_console(struct sm_call *call)
+{
+    struct sm_virtio_env env;
+    struct sm_virtio_mmio *dev = NULL;
+    int err = open_env(call, "console0", sm_vm_io(call->m->vm), &env);
+    if (err < 0) {
+        return failed(call, "console", err);
+    }
+    err = sm_virtio_console_create(&env, sm_vm_console(call->m->vm), &dev);
+    return attach(call, "console", &env, err, dev);
+}
+
+static int add_rng(struct sm_call *call)
+{
+    struct sm_virtio_env env;
+    struct sm_virtio_mmio *dev = NULL;
+    int err = open_env(call, "rng0", sm_vm_io(call->m->vm), &env);
+    if (err < 0) {
+        return failed(call, "rng", err);
+    }
+    err = sm_virtio_rng_create(&env, &dev);
+    return attach(call, "rng", &env, err, dev);
+}
+
+/* ---- blk ---- */
+
+static void free_extents(struct sm_disk_extent *extents, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        free((char *)extents[i].path);
+    }
+    free(extents);
+}
+
+static int parse_extent(struct sm_call *call, struct sm_msg_reader *r, unsigned n,
+                        struct sm_disk_extent *extent)
+{
+    struct sm_arg args[SM_CMD_MAX_ARGS];
+    char where[32];
+    snprintf(where, sizeof(where), "extents[%u].", n + 1);
+    int err = sm_call_parse(call, *r, where, extent_args, COUNT(extent_args), args);
+    if (err) {
+        return err;
+    }
+    *extent = (struct sm_disk_extent){
+        .path = args[0].v.s, /* now the extent's */
+        .fd = -1,
+        .offset = args[1].given ? args[1].v.u : 0,
+        .length_bytes = args[2].given ? args[2].v.u : 0,
+    };
+    return sm_msg_skip(r);
+}
+
+static int parse_extents(struct sm_call *call, struct sm_disk_extent **out, unsigned *count)
+{
+    struct sm_msg_reader r = sm_call_arg(call, "extents")->v.value;
+    struct sm_msg_value head;
+    sm_msg_next(&r, &head);
+    if (head.u.count > SM_DISK_MAX_EXTENTS) {
+        return sm_call_misuse(call, "extents: expected at most %d", SM_DISK_MAX_EXTENTS);
+    }
+    struct sm_disk_extent *extents = calloc(head.u.count + 1, sizeof(*extents));
+    if (!extents) {
+        return sm_call_fail(call, -ENOMEM, "out of memory");
+    }
+    int err = 0;
+    unsigned n = 0;
+    while (n < head.u.count && !err) {
+        err = parse_extent(call, &r, n, &extents[n]);
+        n += !err;
+    }
+    if (err) {
+        free_extents(extents, n);
+        return err;
+    }
+    *out = extents;
+    *count = n;
+    return 0;
+}
+
+static int check_blk(struct sm_call *call)
+{
+    bool readonly = sm_call_bool(call, "readonly", false);
+    const char *overlay = sm_call_str(call, "overlay");
+    if (readonly && overlay) {
+        return sm_call_misuse(call, "overlay: not with readonly");
+    }
+    if (!overlay && sm_call_bool(call, "ephemeral", false)) {
+        return sm_call_misuse(call, "ephemeral: goes with overlay, and only with it");
+    }
+    return 0;
+}
+
+static int open_disk(struct sm_call *call, struct sm_disk **disk)
+{
+    struct sm_disk_extent *extents = NULL;
+    unsigned count = 0;
+    int err = check_blk(call);
+    if (!err) {
+        err = parse_extents(call, &extents, &count);
+    }
+    if (err) {
+        return err;
+    }
+    const char *overlay = sm_call_str(call, "overlay");
+    struct sm_disk_config cfg = {
+        .mode = sm_call_bool(call, "readonly", false) ? SM_DISK_READ_ONLY
+                : overlay                             ? SM_DISK_OVERLAY
+                                                      : SM_DISK_DIRECT,
+        .extents = extents,
+        .extent_count = count,
+        .size_bytes = sm_call_uint(call, "size", 0),
+        .overlay = overlay,
+        .ephemeral = sm_call_bool(call, "ephemeral", false),
+        .base_id = sm_call_str(call, "base_id"),
+    };
+    char why[200] = "";
+    err = sm_disk_open(&cfg, disk, why, sizeof(why));
+    free_extents(extents, count);
+    return err < 0 ? sm_call_fail(call, err, "blk: %s", why[0] ? why : strerror(-err)) : 0;
+}
+
+/* A disk blocks, so each has an I/O thread of its own. */
+static int add_disk(struct sm_call *call, struct sm_disk *disk)
+{
+    struct sm_vm *vm = call->m->vm;
+    struct sm_blk_config cfg = { .serial = sm_call_str(call, "serial"), .disk = disk };
+    struct sm_virtio_env env;
+    struct sm_virtio_mmio *dev = NULL;
+    struct sm_io *io;
+    char name[24];
+    snprintf(name, sizeof(name), "blk%u", call->m->disks);
+    int err = sm_vm_io_new(vm, name, &io);
+    if (!err) {
+        err = open_env(call, name, io, &env);
+    }
+    if (err < 0) {
+        sm_disk_close(disk);
+        return failed(call, "blk", err);
+    }
+    err = sm_virtio_blk_create(&env, &cfg, &dev);
+    if (err < 0) {
+        sm_disk_close(disk);
+    } else {
+        call->m->disks++;
+    }
+    return attach(call, "blk", &env, err, dev);
+}
+
+static int add_blk(struct sm_call *call)
+{
+    struct sm_disk *disk;
+    int err = open_disk(call, &disk);
+    return err ? err : add_disk(call, disk);
+}
+
+#define VARIANT(type, table, run) { type, table, COUNT(table), run }
+
+const struct sm_cmd_variant sm_cmd_devices[] = {
+    VARIANT("serial", plain_args, add_serial),
+    VARIANT("console", plain_args, add_console),
+    VARIANT("rng", plain_args, add_rng),
+    VARIANT("blk", blk_args, add_blk),
+    { NULL, NULL, 0, NULL },
+};
