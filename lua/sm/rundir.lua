@@ -9,8 +9,8 @@
 -- whoever makes a new folder first removes those whose lock nobody holds.
 
 local uv = require "luv"
-local paths = require "sm.paths"
 local lock = require "sm.lock"
+local paths = require "sm.paths"
 
 local M = {}
 

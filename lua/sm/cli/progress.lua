@@ -2,8 +2,7 @@
 --
 -- Progress of a pull: a bar per layer on a terminal, a line per finished layer
 -- elsewhere, nothing when quiet. Drawn on stderr, so that stdout stays the
--- workload's. Fed with the events of `image.pull`:
---   { type = "resolve"|"layer"|"ingest"|"done", digest=, now=, total=, cached= }
+-- workload's. Fed with the "layer" and "retry" events of `image.pull`.
 
 local uv = require "luv"
 
@@ -43,9 +42,11 @@ end
 
 local function line(l)
     local what
-    if l.state == "done" then
-        what = l.cached and "already here" or "ready, " .. M.human(l.total or 0)
-    elseif l.state == "ingest" then
+    if l.phase == "exists" then
+        what = "already here"
+    elseif l.phase == "done" then
+        what = "ready, " .. M.human(l.total or 0)
+    elseif l.phase == "convert" then
         what = "unpacking " .. M.human(l.total or 0)
     else
         what = ("%s %s / %s"):format(bar(l.now or 0, l.total or 0, 30), M.human(l.now or 0), M.human(l.total or 0))
@@ -71,9 +72,17 @@ function Progress:draw()
     io.stderr:flush()
 end
 
+local FINAL = { done = true, exists = true }
+
 --- One event of image.pull.
 function Progress:event(e)
-    if self.quiet or not e.digest then
+    if self.quiet then
+        return
+    elseif e.type == "retry" then
+        io.stderr:write(("%s; trying again in %g s\n"):format(e.reason, e.delay))
+        self.drawn = 0
+        return
+    elseif e.type ~= "layer" then
         return
     end
     local l = self.by[e.digest]
@@ -82,15 +91,17 @@ function Progress:event(e)
         self.by[e.digest] = l
         self.order[#self.order + 1] = l
     end
-    local was = l.state
-    l.state = e.type
+    local finished = FINAL[e.phase] and not FINAL[l.phase]
+    if FINAL[l.phase] then
+        return
+    end
+    l.phase = e.phase
     l.now = e.now or l.now
     l.total = e.total or l.total
-    l.cached = e.cached or l.cached
     if self.tty then
-        self.final = l.state == "done" and was ~= "done"
+        self.final = finished
         self:draw()
-    elseif l.state == "done" and was ~= "done" then
+    elseif finished then
         io.stderr:write(line(l), "\n")
     end
 end
