@@ -14,6 +14,7 @@
 #include "dev/virtio_blk.h"
 #include "dev/virtio_console.h"
 #include "dev/virtio_rng.h"
+#include "dev/virtio_vsock.h"
 
 #define TYPE { "type", SM_ARG_STRING, .required = true, .max = 16, .doc = "what to add" }
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
@@ -33,6 +34,14 @@ static const struct sm_arg_spec blk_args[] = {
     { "ephemeral", SM_ARG_BOOL, .doc = "the overlay loses its name at once" },
     { "base_id", SM_ARG_STRING, .max = 127,
       .doc = "what the base is (a digest); an overlay made for another is refused" },
+};
+
+static const struct sm_arg_spec vsock_args[] = {
+    TYPE,
+    { "cid", SM_ARG_INT, .required = true, .min = 3, .max = UINT32_MAX - 1,
+      .doc = "the guest's context id" },
+    { "path", SM_ARG_STRING, .required = true, .max = 100,
+      .doc = "unix socket to listen on; guest connections go to PATH_PORT" },
 };
 
 static const struct sm_arg_spec extent_args[] = {
@@ -105,6 +114,22 @@ static int add_rng(struct sm_call *call)
     }
     err = sm_virtio_rng_create(&env, &dev);
     return attach(call, "rng", &env, err, dev);
+}
+
+static int add_vsock(struct sm_call *call)
+{
+    struct sm_vsock_config cfg = {
+        .guest_cid = sm_call_uint(call, "cid", 0),
+        .path = sm_call_str(call, "path"),
+    };
+    struct sm_virtio_env env;
+    struct sm_virtio_mmio *dev = NULL;
+    int err = open_env(call, "vsock0", sm_vm_io(call->m->vm), &env);
+    if (err < 0) {
+        return failed(call, "vsock", err);
+    }
+    err = sm_virtio_vsock_create(&env, &cfg, &dev);
+    return attach(call, "vsock", &env, err, dev);
 }
 
 /* ---- blk ---- */
@@ -245,6 +270,7 @@ const struct sm_cmd_variant sm_cmd_devices[] = {
     VARIANT("serial", plain_args, add_serial),
     VARIANT("console", plain_args, add_console),
     VARIANT("rng", plain_args, add_rng),
+    VARIANT("vsock", vsock_args, add_vsock),
     VARIANT("blk", blk_args, add_blk),
     { NULL, NULL, 0, NULL },
 };

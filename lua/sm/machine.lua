@@ -108,13 +108,6 @@ end
 
 -- Give the worker its machine. Yields.
 local function wire(w, cfg, image, files, dir)
-    local function call(name, a)
-        local res, err = w:call(name, a)
-        if res == nil then
-            return nil, ("%s: %s"):format(name, err)
-        end
-        return res
-    end
     local steps = {
         { "vm.create", { cpus = cfg.cpus, memory = cfg.memory } },
         { "device.add", { type = "serial" } },
@@ -133,7 +126,7 @@ local function wire(w, cfg, image, files, dir)
         kernel = files.kernel.path, initrd = files.initrd, cmdline = M.cmdline(cfg),
     } }
     for _, step in ipairs(steps) do
-        local res, err = call(step[1], step[2])
+        local res, err = w:call(step[1], step[2])
         if res == nil then
             return nil, err
         end
@@ -211,7 +204,7 @@ function M.start(image, cfg, marks)
     marks.vm_ready = loop.now()
     ok, err = parts.worker:call("vm.start", {})
     if ok == nil then
-        return give_up("vm.start: " .. err)
+        return give_up(err)
     end
     marks.kernel_entered = loop.now()
     return parts

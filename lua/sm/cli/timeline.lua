@@ -27,7 +27,7 @@ function M.format(vm, marks)
     row(t.kernel_entered, "kernel entered")
     local g = vm.guest_marks or {}
     if t.kernel_entered and g.init then
-        row(t.kernel_entered + g.init, "init")
+        row(t.kernel_entered + g.init / 1e9, "init")
     end
     row(t.hello, "agent answers")
     row(t.booted, "root mounted")
