@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "dev/power.h"
+
 #define PAGE 4096ull
 #define INITRD_END_MAX 0xc0000000ull /* where low RAM ends at the latest */
 #define E820_RAM 1u
@@ -269,6 +271,21 @@ static int cmdline_write(struct sm_mem *mem, const char *cmdline, char *err, siz
     return 0;
 }
 
+/* On hardware-reduced ACPI a Linux built with EFI believes that only EFI can
+ * reboot; without EFI it jumps to the BIOS's reset vector in real mode. */
+static int reset_vector_write(struct sm_mem *mem)
+{
+    static const uint8_t code[] = {
+        0xba, SM_POWER_RESET & 0xff, SM_POWER_RESET >> 8, /* mov dx, reset register */
+        0xb0, SM_POWER_RESET_VALUE,                       /* mov al, value */
+        0xee,                                             /* out dx, al */
+        0xf4,                                             /* hlt */
+        0xeb, 0xfd,                                       /* jmp to the hlt */
+    };
+
+    return sm_mem_write(mem, SM_BOOT_RESET_GPA, code, sizeof(code));
+}
+
 static int load(struct sm_mem *mem, const struct sm_boot_config *cfg, int kernel_fd,
                 int initrd_fd, struct sm_boot_entry *out, char *err, size_t errlen)
 {
@@ -295,6 +312,8 @@ static int load(struct sm_mem *mem, const struct sm_boot_config *cfg, int kernel
         out->info_gpa = SM_BOOT_PARAMS_GPA;
         r = linux64_write(mem, &initrd);
     }
+    if (!r)
+        r = reset_vector_write(mem);
     return r ? say(err, errlen, r, "kernel", "low memory is missing") : 0;
 }
 

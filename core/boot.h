@@ -13,6 +13,7 @@
  *   0x20000  command line
  *   0xe0000  ACPI tables, RSDP first
  *   0xff000  VM generation id
+ *   0xffff0  the reset vector: code that asks the reset register
  *
  * The kernel file is hostile: sizes, offsets and addresses are checked before
  * the first byte is copied. RAM of a new VM is zero, so a segment's zeroed tail
@@ -41,6 +42,7 @@
 #define SM_BOOT_ACPI_GPA 0xe0000ull
 #define SM_BOOT_ACPI_BYTES 0x1f000ull
 #define SM_BOOT_VMGENID_GPA 0xff000ull
+#define SM_BOOT_RESET_GPA 0xffff0ull
 #define SM_BOOT_KERNEL_MIN 0x100000ull
 #define SM_BOOT_LOW_RAM_END 0xa0000ull
 
