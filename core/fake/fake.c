@@ -288,6 +288,7 @@ int sm_hv_vcpu_create(struct sm_hv *hv, unsigned index, unsigned cpus,
     vcpu->index = index;
     vcpu->thread = pthread_self();
     vcpu->regs[SM_X86_RFLAGS] = 2;
+    vcpu->halted = index != 0; /* as on a PC: the others wait to be entered */
     pthread_cond_init(&vcpu->wake, NULL);
     pthread_mutex_lock(&hv->lock);
     int err = hv->vcpus[index] ? -EEXIST : 0;
