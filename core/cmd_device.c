@@ -15,7 +15,6 @@
 #include "dev/virtio_console.h"
 #include "dev/virtio_rng.h"
 #include "dev/virtio_vsock.h"
-#include "dev/virtio_vsock.h"
 
 #define TYPE { "type", SM_ARG_STRING, .required = true, .max = 16, .doc = "what to add" }
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
@@ -50,14 +49,6 @@ static const struct sm_arg_spec extent_args[] = {
     { "offset", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES, .doc = "where in it; 0 when absent" },
     { "length", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES,
       .doc = "bytes; to the end of the file when absent" },
-};
-
-static const struct sm_arg_spec vsock_args[] = {
-    TYPE,
-    { "cid", SM_ARG_INT, .min = 3, .max = UINT32_MAX - 1,
-      .doc = "the guest's address; 3 when absent" },
-    { "path", SM_ARG_STRING, .required = true, .max = 107,
-      .doc = "of the unix socket for connections into the guest; the guest reaches <path>_<port>" },
 };
 
 static int failed(struct sm_call *call, const char *type, int err)
@@ -139,26 +130,6 @@ static int add_vsock(struct sm_call *call)
     }
     err = sm_virtio_vsock_create(&env, &cfg, &dev);
     return attach(call, "vsock", &env, err, dev);
-}
-
-static int add_vsock(struct sm_call *call)
-{
-    struct sm_vsock_config cfg = {
-        .guest_cid = sm_call_uint(call, "cid", 3),
-        .path = sm_call_str(call, "path"),
-    };
-    struct sm_virtio_env env;
-    struct sm_virtio_mmio *dev = NULL;
-    int err = open_env(call, "vsock0", sm_vm_io(call->m->vm), &env);
-    if (err < 0) {
-        return failed(call, "vsock", err);
-    }
-    err = sm_virtio_vsock_create(&env, &cfg, &dev);
-    if (err < 0) {
-        sm_irq_close(&env.irq);
-        return sm_call_fail(call, err, "vsock: %s: %s", cfg.path, strerror(-err));
-    }
-    return attach(call, "vsock", &env, 0, dev);
 }
 
 /* ---- blk ---- */
@@ -299,7 +270,6 @@ const struct sm_cmd_variant sm_cmd_devices[] = {
     VARIANT("serial", plain_args, add_serial),
     VARIANT("console", plain_args, add_console),
     VARIANT("rng", plain_args, add_rng),
-    VARIANT("vsock", vsock_args, add_vsock),
     VARIANT("vsock", vsock_args, add_vsock),
     VARIANT("blk", blk_args, add_blk),
     { NULL, NULL, 0, NULL },
