@@ -72,16 +72,15 @@ static int check_inode(const struct sm_index *ix, uint32_t i, struct sm_image_er
     struct sm_inode n;
     uint64_t len;
 
+    /* Ranges first: not even a pointer may be made from a bad offset. */
+    len = S_ISLNK(sm_get16(p + I_MODE)) ? sm_get64(p + I_SIZE) : 0;
+    if (len > SM_IMAGE_PATH_MAX || sm_get32(p + I_XATTR_BYTES) > SM_XATTR_LIST_MAX ||
+        !in_strings(ix, sm_get64(p + I_STRINGS), len + sm_get32(p + I_XATTR_BYTES)))
+        return bad(e, "strings of an inode");
     sm_index_inode(ix, i, &n);
     if (n.mtime_ns >= 1000000000u || n.rdev_major > 0xfff || n.rdev_minor > 0xfffff)
         return bad(e, "attributes of an inode");
-    len = S_ISLNK(n.mode) ? n.size_bytes : 0;
-    if (S_ISLNK(n.mode) && (!len || len > SM_IMAGE_PATH_MAX))
-        return bad(e, "length of a symbolic link");
-    if (n.xattr_bytes > SM_XATTR_LIST_MAX ||
-        !in_strings(ix, sm_get64(p + I_STRINGS), len + n.xattr_bytes))
-        return bad(e, "strings of an inode");
-    if (len && memchr(n.target, 0, len))
+    if (S_ISLNK(n.mode) && (!len || memchr(n.target, 0, len)))
         return bad(e, "target of a symbolic link");
     if (check_xattrs(&n) < 0)
         return bad(e, "extended attributes");
@@ -130,10 +129,11 @@ static int check_node(const struct sm_index *ix, uint32_t i, uint8_t *seen,
     const uint8_t *p = ix->nodes + (size_t)i * NODE_BYTES;
     struct sm_node n;
 
-    sm_index_node(ix, i, &n);
-    if (n.link_len > SM_IMAGE_PATH_MAX ||
-        !in_strings(ix, sm_get64(p + N_NAME), (uint64_t)n.name_len + n.link_len))
+    if (sm_get16(p + N_LINK_LEN) > SM_IMAGE_PATH_MAX ||
+        !in_strings(ix, sm_get64(p + N_NAME),
+                    (uint64_t)sm_get16(p + N_NAME_LEN) + sm_get16(p + N_LINK_LEN)))
         return bad(e, "strings of a name");
+    sm_index_node(ix, i, &n);
     if (n.kind < SM_NODE_INODE || n.kind > SM_NODE_LINK ||
         n.flags & ~(SM_NODE_HIDES | SM_NODE_OPAQUE))
         return bad(e, "kind of a name");
