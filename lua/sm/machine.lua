@@ -128,6 +128,9 @@ local function wire(w, cfg, image, files, dir)
     for _, step in ipairs(steps) do
         local res, err = w:call(step[1], step[2])
         if res == nil then
+            if err:find("/dev/kvm", 1, true) then
+                err = err .. "; `sm doctor` tells what to do"
+            end
             return nil, err
         end
     end

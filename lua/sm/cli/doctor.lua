@@ -13,21 +13,20 @@ local function row(state, what, detail)
     bad = bad or state == "no"
 end
 
+-- By errno of the probe.
 local KVM_HELP = {
-    ENOENT = "no /dev/kvm here: a machine without virtualisation, or the kvm module is not loaded (modprobe kvm_amd, kvm_intel)",
-    EACCES = "/dev/kvm is there, but not for you: add yourself to its group (usermod -aG kvm USER) and log in again",
-    ENOTSUP = "/dev/kvm is too old for us: a kernel of 5.4 or newer is needed",
+    [2] = "no /dev/kvm here: no virtualisation, or the module is not loaded (modprobe kvm_amd or kvm_intel)",
+    [13] = "/dev/kvm is there, but not for you: usermod -aG kvm USER, and log in again",
+    [95] = "/dev/kvm is too old: Linux 5.4 or newer is needed",
 }
 
 local function check_kvm()
-    local core = require "sm.core"
-    local info, err, code = core.probe()
+    local info, err, errno = require("sm.core").probe()
     if not info then
-        local name = KVM_HELP[tostring(code)] or KVM_HELP[(tostring(err):match("E%u+") or "")]
-        row("no", "kvm", name or tostring(err))
-        return
+        row("no", "kvm", KVM_HELP[errno] or err)
+    else
+        row("ok", "kvm", ("%s, up to %d virtual CPUs"):format(info.backend, info.max_vcpus))
     end
-    row("ok", "kvm", ("%s, up to %d virtual CPUs"):format(info.backend, info.max_vcpus))
 end
 
 local function check_kernel()

@@ -1,0 +1,93 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- `sm run -it` in a real terminal: tmux plays the user.
+
+local shell = require "support.shell"
+local spec = require "support.vm"
+
+local loop = require "sm.loop"
+
+local function tmux(...)
+    return shell.run { "tmux", "-L", "sm-spec", "-f", "/dev/null", ... }
+end
+
+local function screen()
+    return tmux("capture-pane", "-p", "-t", "s")
+end
+
+local function keys(...)
+    tmux("send-keys", "-t", "s", ...)
+end
+
+-- Look until the screen shows the pattern; a pane has no event to wait for.
+local function see(pattern, seconds)
+    local limit = loop.now() + (seconds or 120)
+    while true do
+        local text = screen()
+        if text:find(pattern) then
+            return text
+        end
+        assert(loop.now() < limit, "the screen never showed " .. pattern .. ":\n" .. text)
+        loop.sleep(0.2)
+    end
+end
+
+describe("sm run -it", function()
+    -- A shell of the user's; what runs in it comes and goes.
+    setup(function()
+        tmux("new-session", "-d", "-s", "s", "-x", "91", "-y", "27", "bash --norc")
+        keys("PS1='host> '; stty -a > /tmp/sm-spec-tty.before; clear", "Enter")
+        see "host> "
+    end)
+
+    teardown(function()
+        pcall(tmux, "kill-server")
+        os.remove "/tmp/sm-spec-tty.before"
+        os.remove "/tmp/sm-spec-tty.after"
+        assert.same({}, spec.leftovers())
+    end)
+
+    local function run()
+        keys("clear; ./sm run -q -it " .. spec.image "one" .. " sh", "Enter")
+        see "/data # "
+    end
+
+    local function is_restored()
+        keys("clear; stty -a > /tmp/sm-spec-tty.after; echo done", "Enter")
+        see "\ndone"
+        assert.equal("", shell.run "diff /tmp/sm-spec-tty.before /tmp/sm-spec-tty.after || true")
+    end
+
+    it("is a terminal with line editing, a size that follows, and signals", function()
+        run()
+        keys("stty size", "Enter")
+        see "\n27 91"
+        keys("echo abx", "BSpace", "c", "Enter")
+        see "\nabc"
+        tmux("resize-window", "-t", "s", "-x", "77", "-y", "33")
+        keys("clear; stty size", "Enter")
+        see "33 77"
+        keys("sleep 1000", "Enter")
+        see "sleep 1000"
+        keys "C-c"
+        keys("echo code $?", "Enter")
+        see "\ncode 130"
+        keys "C-d"
+        see "host> "
+        is_restored()
+    end)
+
+    it("gives the terminal back when sm is killed", function()
+        run()
+        os.execute "pkill -9 -f '[s]m run -q -it'"
+        see "host> "
+        is_restored()
+    end)
+
+    it("gives the terminal back when the guest crashes", function()
+        run()
+        keys("echo c > /proc/sysrq-trigger", "Enter")
+        see "host> "
+        is_restored()
+    end)
+end)
