@@ -101,6 +101,17 @@ function VM:drain_console()
     end
 end
 
+-- The agent's connection ended by itself. A kernel that goes down resets its
+-- devices first, so the machine's own end may be on its way; a guest that
+-- breaks the protocol is not one to wait for. Yields.
+local function lost_agent(self, why)
+    if why == "agent: connection lost" and self:wait(10) or self.ending then
+        return
+    end
+    self.broken = why
+    self:kill()
+end
+
 -- The last lines of the console, for people.
 local function last_words(self)
     local lines = {}
@@ -175,12 +186,8 @@ function M.start(image, cfg)
     agent.on_goodbye = function(goodbye)
         self.goodbye = goodbye
     end
-    -- A guest that breaks the protocol is not one to go on with.
     agent.on_error = function(why)
-        if not self.ending then
-            self.broken = why
-            loop.spawn(parts.worker.call, parts.worker, "vm.kill", {})
-        end
+        loop.spawn(lost_agent, self, why)
     end
     local hostname = cfg.hostname or self.id
     local ok

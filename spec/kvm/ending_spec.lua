@@ -45,7 +45,7 @@ describe("vm:wait", function()
 
     it("says crash when the worker dies", function()
         local vm <close> = assert(sm.start(spec.image "one"))
-        os.execute "pkill -9 -x sm-worker"
+        os.execute("kill -9 " .. vm.parts.worker:pid())
         assert.equal("crash", assert(vm:wait(30)).reason)
     end)
 end)

@@ -87,7 +87,6 @@ describe("sm run", function()
             until grep -q up "$0.two" 2>/dev/null; do sleep 0.1; done
             kill -9 $pid
             wait $pid 2>/dev/null
-            for i in $(seq 100); do pgrep -x sm-worker >/dev/null || break; sleep 0.1; done
         ]]):format(one, one))
         f:close()
         os.execute("bash " .. script)
@@ -98,6 +97,7 @@ describe("sm run", function()
         assert.equal("up\nstopping\ncode 5\n", out)
         -- The folder of the killed one is swept by the next run.
         assert.equal(0, (spec.sm("run -q " .. one .. " true")))
+        assert.same({}, spec.settled_leftovers())
     end)
 
     it("boots with Debian's stock kernel as well", function()

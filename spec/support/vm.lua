@@ -3,8 +3,14 @@
 -- What the KVM specs share: the images made for them and ./sm as a process.
 
 local shell = require "support.shell"
+local uv = require "luv"
 
 local M = {}
+
+-- Live VMs of others on this machine are none of a spec's business: it has a
+-- runtime folder of its own, which also marks its processes.
+local runtime = assert(uv.fs_mkdtemp((os.getenv "XDG_RUNTIME_DIR" or "/tmp") .. "/spec-XXXXXX"))
+uv.os_setenv("XDG_RUNTIME_DIR", runtime)
 
 --- A reference to one of the images of support/make_images.lua.
 ---@param tag string
@@ -39,11 +45,31 @@ end
 ---@return string[]
 function M.leftovers()
     local found = {}
-    local p = io.popen "pgrep -x sm-worker; ls -d ${XDG_RUNTIME_DIR:-/tmp/sm-$(id -u)}/sm/* 2>/dev/null"
+    local p = assert(io.popen(([[
+        for p in /proc/[0-9]*; do
+            grep -qz '^XDG_RUNTIME_DIR=%s$' "$p/environ" 2>/dev/null &&
+                readlink "$p/exe" 2>/dev/null | grep -E '/(sm|sm-worker)( |$)'
+        done
+        ls -d %s/sm/* 2>/dev/null
+    ]]):format(runtime, runtime)))
     for line in p:lines() do
         found[#found + 1] = line
     end
     p:close()
+    return found
+end
+
+--- The same, once every process of ours had the time to go.
+---@return string[]
+function M.settled_leftovers()
+    local found
+    for _ = 1, 100 do
+        found = M.leftovers()
+        if #found == 0 then
+            break
+        end
+        uv.sleep(100)
+    end
     return found
 end
 
