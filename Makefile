@@ -92,6 +92,14 @@ $(B)/unit/%: spec/unit/%_test.c spec/unit/test.h $(B)/libsmfake.a $(B)/libsmimag
 $(B)/libsmimage.a: $(call obj,$(filter-out core/image/lua_%.c,$(image_src)))
 	rm -f $@ && $(AR) rcs $@ $^
 
+# C tests on a real /dev/kvm: spec/kvm/<name>_test.c, one program each.
+kvmtest_bins := $(patsubst spec/kvm/%_test.c,$(B)/kvmtest/%,$(wildcard spec/kvm/*_test.c))
+.PHONY: kvmtest
+kvmtest: $(kvmtest_bins)
+$(B)/kvmtest/%: spec/kvm/%_test.c spec/unit/test.h $(wildcard spec/kvm/*.h) $(B)/libsmcore.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -Ispec/unit -Ispec/kvm -o $@ $< $(B)/libsmcore.a
+
 # Fuzz targets: spec/fuzz/<name>_fuzz.c, libFuzzer; `make fuzz` builds them,
 # scripts/fuzz runs them.
 fuzz_names := $(patsubst spec/fuzz/%_fuzz.c,%,$(wildcard spec/fuzz/*_fuzz.c))
