@@ -13,8 +13,9 @@
 #define _GNU_SOURCE
 #include "lab.h"
 #include "mux.h"
+#include "relay.h"
 
-#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -59,7 +60,7 @@ struct keeper {
     uint32_t next_chan;
     time_t start, last_used, stop_at;
     struct client *clients;
-    struct relay *relays;
+    struct relays relays;
     struct publish *published;
 };
 
@@ -73,16 +74,6 @@ static time_t seconds(void)
 
 /* --- TCP --------------------------------------------------------------- */
 
-static int loopback_socket(struct sockaddr_in *addr, uint16_t port)
-{
-    *addr = (struct sockaddr_in){
-        .sin_family = AF_INET,
-        .sin_port = htons(port),
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-    };
-    return socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-}
-
 static void send_fail(struct link *l, uint32_t chan, int err, const char *text)
 {
     char data[256];
@@ -93,58 +84,16 @@ static void send_fail(struct link *l, uint32_t chan, int err, const char *text)
     link_send(l, chan, F_FAIL, 0, data, 4 + (size_t)n);
 }
 
-static void add_relay(struct keeper *k, int fd, uint32_t chan, bool dialler,
-                      bool connecting)
-{
-    struct relay *r = calloc(1, sizeof *r);
-
-    if (!r) {
-        close(fd);
-        link_send(&k->guest, chan, F_CLOSE, 0, "", 0);
-        return;
-    }
-    relay_start(r, fd, chan, dialler);
-    r->connecting = connecting;
-    r->next = k->relays;
-    k->relays = r;
-}
-
 /* The lab wants the caller's loopback. Our own published ports lead back
  * into the lab, where nothing listened: the answer is no. */
 static void dial(struct keeper *k, uint32_t chan, uint16_t port)
 {
-    struct sockaddr_in addr;
-    int fd = loopback_socket(&addr, port);
-    int err = fd < 0 ? errno : 0;
-
     for (struct publish *p = k->published; p; p = p->next)
-        if (p->outside == port)
-            err = ECONNREFUSED;
-    if (!err && connect(fd, (struct sockaddr *)&addr, sizeof addr))
-        err = errno;
-    if (err && err != EINPROGRESS) {
-        if (fd >= 0)
-            close(fd);
-        send_fail(&k->guest, chan, err, "");
-        return;
-    }
-    if (!err)
-        link_send(&k->guest, chan, F_OPENED, 0, "", 0);
-    add_relay(k, fd, chan, false, err == EINPROGRESS);
-}
-
-static bool relay_connected(struct relay *r, struct keeper *k)
-{
-    int err = 0;
-    socklen_t len = sizeof err;
-
-    getsockopt(r->fd, SOL_SOCKET, SO_ERROR, &err, &len);
-    r->connecting = false;
-    if (err)
-        send_fail(&k->guest, r->chan, err, "");
-    else
-        link_send(&k->guest, r->chan, F_OPENED, 0, "", 0);
-    return !err;
+        if (p->outside == port) {
+            send_fail(&k->guest, chan, ECONNREFUSED, "");
+            return;
+        }
+    relays_dial(&k->relays, chan, port, 0);
 }
 
 static void publish(struct keeper *k, struct client *c, const struct frame *f,
@@ -161,7 +110,7 @@ static void publish(struct keeper *k, struct client *c, const struct frame *f,
     memcpy(&p->outside, data, 2);
     memcpy(&p->inside, data + 2, 2);
     p->owner = c;
-    p->fd = loopback_socket(&addr, p->outside);
+    p->fd = loopback_socket(p->outside, &addr);
     setsockopt(p->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (p->fd < 0 || bind(p->fd, (struct sockaddr *)&addr, sizeof addr) ||
         listen(p->fd, 64)) {
@@ -187,7 +136,7 @@ static void publish_accept(struct keeper *k, struct publish *p)
         return;
     k->next_chan += 2;
     link_send(&k->guest, chan, F_CONNECT, 0, &p->inside, sizeof p->inside);
-    add_relay(k, fd, chan, true, false);
+    relays_add(&k->relays, fd, chan, true);
 }
 
 /* --- frames ------------------------------------------------------------ */
@@ -223,7 +172,7 @@ static void status(struct keeper *k, struct client *c)
 
     for (struct client *p = k->clients; p; p = p->next)
         clients++;
-    for (struct relay *r = k->relays; r; r = r->next)
+    for (struct relay *r = k->relays.first; r; r = r->next)
         relays++;
     n = snprintf(text, sizeof text,
                  "%s: %s, qemu pid %d, up %ld s, %d commands, %d connections\n",
@@ -232,6 +181,16 @@ static void status(struct keeper *k, struct client *c)
     link_send(&c->link, 0, F_TEXT, 0, text, (size_t)n);
     link_flush(&c->link);
     c->link.err = EPIPE;
+}
+
+static void send_clock(struct keeper *k)
+{
+    struct timespec ts;
+    int64_t ns;
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    ns = ts.tv_sec * 1000000000ll + ts.tv_nsec;
+    link_send(&k->guest, 0, F_CLOCK, 0, &ns, sizeof ns);
 }
 
 static void client_frame(struct keeper *k, struct client *c, struct frame *f,
@@ -250,6 +209,8 @@ static void client_frame(struct keeper *k, struct client *c, struct frame *f,
         break;
     default:
         f->chan = c->chan;
+        if (k->ready && f->type == F_OPEN)
+            send_clock(k);
         if (k->ready)
             link_send(&k->guest, c->chan, f->type, f->stream, data, f->len);
         else if (buf_add(&c->waiting, f, sizeof *f) ||
@@ -262,6 +223,7 @@ static void client_frame(struct keeper *k, struct client *c, struct frame *f,
 static void guest_ready(struct keeper *k)
 {
     k->ready = true;
+    send_clock(k);
     for (struct client *c = k->clients; c; c = c->next) {
         if (buf_add(&k->guest.out, c->waiting.bytes + c->waiting.start,
                     c->waiting.len))
@@ -271,19 +233,9 @@ static void guest_ready(struct keeper *k)
     link_flush(&k->guest);
 }
 
-static struct relay *find_relay(struct keeper *k, uint32_t chan)
-{
-    struct relay *r = k->relays;
-
-    while (r && r->chan != chan)
-        r = r->next;
-    return r;
-}
-
 static void guest_frame(struct keeper *k, const struct frame *f,
                         const char *data)
 {
-    struct relay *r;
     struct client *c = k->clients;
 
     if (f->type == F_READY) {
@@ -296,15 +248,10 @@ static void guest_frame(struct keeper *k, const struct frame *f,
     }
     while (c && c->chan != f->chan)
         c = c->next;
-    if (c) {
+    if (c)
         link_send(&c->link, f->chan, f->type, f->stream, data, f->len);
-        return;
-    }
-    r = find_relay(k, f->chan);
-    if (r && (f->type == F_CLOSE || f->type == F_FAIL))
-        r->src.fd = r->dst.fd = -1;
-    else if (r)
-        relay_frame(r, &k->guest, f, data);
+    else
+        relays_frame(&k->relays, f, data);
 }
 
 /* --- clients ----------------------------------------------------------- */
@@ -368,36 +315,6 @@ static void clients_turn(struct keeper *k)
     }
 }
 
-static short revents_of(const struct pollfd *fds, size_t n, int fd)
-{
-    for (size_t i = 0; i < n; i++)
-        if (fds[i].fd == fd)
-            return fds[i].revents;
-    return 0;
-}
-
-static void relays_turn(struct keeper *k, const struct pollfd *fds, size_t n)
-{
-    for (struct relay **at = &k->relays; *at;) {
-        struct relay *r = *at;
-        short revents = revents_of(fds, n, r->fd);
-        bool over = r->src.fd < 0 && r->dst.fd < 0;
-
-        if (!over && r->connecting && revents)
-            over = !relay_connected(r, k);
-        else if (!over && !r->connecting && !relay_pump(r, &k->guest, revents))
-            over = true;
-        if (!over) {
-            at = &r->next;
-            continue;
-        }
-        if (r->src.fd >= 0 || r->dst.fd >= 0)
-            link_send(&k->guest, r->chan, F_CLOSE, 0, "", 0);
-        *at = r->next;
-        relay_free(r);
-    }
-}
-
 /* --- the loop ---------------------------------------------------------- */
 
 static void signals(struct keeper *k)
@@ -417,8 +334,7 @@ static size_t poll_fill(struct keeper *k, struct pollfd **fds)
 
     for (struct client *c = k->clients; c; c = c->next)
         n++;
-    for (struct relay *r = k->relays; r; r = r->next)
-        n++;
+    n += relays_count(&k->relays);
     for (struct publish *p = k->published; p; p = p->next)
         n++;
     *fds = calloc(n, sizeof **fds);
@@ -430,8 +346,7 @@ static size_t poll_fill(struct keeper *k, struct pollfd **fds)
     ADD(k->guest.fd, link_events(&k->guest));
     for (struct client *c = k->clients; c; c = c->next)
         ADD(c->link.fd, link_events(&c->link));
-    for (struct relay *r = k->relays; r; r = r->next)
-        ADD(relay_events(r) ? r->fd : -1, relay_events(r));
+    i += relays_poll(&k->relays, *fds + i);
     for (struct publish *p = k->published; p; p = p->next)
         ADD(p->fd, POLLIN);
 #undef ADD
@@ -459,16 +374,16 @@ static void turn(struct keeper *k)
 
     poll(fds, n, 1000);
     signals(k);
-    if (revents_of(fds, n, k->listener) & POLLIN)
+    if (poll_revents(fds, n, k->listener) & POLLIN)
         client_accept(k);
     for (struct publish *p = k->published; p; p = p->next)
-        if (revents_of(fds, n, p->fd) & POLLIN)
+        if (poll_revents(fds, n, p->fd) & POLLIN)
             publish_accept(k, p);
     link_flush(&k->guest);
     link_fill(&k->guest);
     while (link_next(&k->guest, &f, &data))
         guest_frame(k, &f, data);
-    relays_turn(k, fds, n);
+    relays_turn(&k->relays, fds, n);
     clients_turn(k);
     check_clock(k);
     free(fds);
@@ -554,6 +469,7 @@ static int keep(struct keeper *k, char **qemu_argv)
     sigprocmask(SIG_BLOCK, &mask, &old);
     k->sigfd = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
     link_init(&k->guest, pair[0]);
+    k->relays.link = &k->guest;
     k->start = k->last_used = seconds();
     k->next_chan = 1;
     while (!k->qemu_gone)

@@ -41,6 +41,7 @@
 #define OVERLAY_MAGIC 0x794c7630
 #define GRACE_NS 500000000ll /* from SIGHUP to SIGKILL of an orphan */
 #define PTY_SETTLE_NS 50000000ll
+#define CLOCK_SLACK_NS 10000000ll
 
 struct session {
     uint32_t chan;
@@ -68,7 +69,7 @@ struct labd {
     struct session *sessions;
     struct drain *drains;
     struct labnet net;
-    bool clock_set;
+    bool counting; /* instructions: the clock must be left alone */
     int64_t system_mtime; /* of the host's system folders, see refresh() */
 };
 
@@ -402,12 +403,6 @@ static void session_open(struct labd *d, uint32_t chan, const char *data,
     if (!err && pipe2(errfd, O_CLOEXEC | O_NONBLOCK))
         err = -errno;
     if (!err) {
-        if (!d->clock_set && c.req.realtime_ns && !d->net.counting) {
-            struct timespec ts = { c.req.realtime_ns / 1000000000,
-                                   c.req.realtime_ns % 1000000000 };
-            clock_settime(CLOCK_REALTIME, &ts);
-        }
-        d->clock_set = true;
         sweep_cgroups();
         refresh(d);
         s->pid = fork();
@@ -613,6 +608,22 @@ static void power_off(void)
     reboot(RB_POWER_OFF);
 }
 
+/* The emulated clock drifts; nobody sees it jump while nothing runs. */
+static void set_clock(struct labd *d, const char *data)
+{
+    struct timespec ts;
+    int64_t ns, off;
+
+    memcpy(&ns, data, sizeof ns);
+    clock_gettime(CLOCK_REALTIME, &ts);
+    off = ns - (ts.tv_sec * 1000000000ll + ts.tv_nsec);
+    if (d->counting || d->sessions || (off < CLOCK_SLACK_NS && -off < CLOCK_SLACK_NS))
+        return;
+    ts.tv_sec = ns / 1000000000;
+    ts.tv_nsec = ns % 1000000000;
+    clock_settime(CLOCK_REALTIME, &ts);
+}
+
 static void host_frame(struct labd *d, const struct frame *f, const char *data)
 {
     struct session *s;
@@ -620,6 +631,10 @@ static void host_frame(struct labd *d, const struct frame *f, const char *data)
     switch (f->type) {
     case F_STOP:
         power_off();
+        break;
+    case F_CLOCK:
+        if (f->len == sizeof(int64_t))
+            set_clock(d, data);
         break;
     case F_OPEN:
         session_open(d, f->chan, data, f->len);
@@ -757,8 +772,8 @@ int main(int argc, char **argv)
     d.sigfd = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
     link_init(&d.host, fd);
     mkdir(CGROUP_ROOT, 0755);
-    d.net.host = &d.host;
-    d.net.counting = argc > 1 && !strcmp(argv[1], "--counting");
+    d.net.relays.link = &d.host;
+    d.counting = argc > 1 && !strcmp(argv[1], "--counting");
     labnet_start(&d.net);
     link_send(&d.host, 0, F_READY, 0, "", 0);
     for (;;)

@@ -3,15 +3,18 @@
 #ifndef LAB_LABD_H
 #define LAB_LABD_H
 
-#include "mux.h"
+#include "relay.h"
 
 #include <limits.h>
-#include <poll.h>
+
+struct waiting;
 
 struct labnet {
-    struct link *host;
-    bool counting;
-    struct relay *relays;
+    struct relays relays;
+    int queue;    /* nfnetlink queue, or -1 */
+    int listener; /* where diverted connections arrive */
+    uint32_t next_chan;
+    struct waiting *waiting;
 };
 
 void labnet_start(struct labnet *n);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Frames, credit and TCP relays for both ends of the lab's wire; mux.h has
- * the picture.
+ * Frames and credit for both ends of the lab's wire; mux.h has the picture.
  */
 #define _GNU_SOURCE
 #include "mux.h"
@@ -268,56 +267,4 @@ void dst_pump(struct dst *d, struct link *l, uint32_t chan)
             shutdown(d->fd, SHUT_WR);
         dst_close(d);
     }
-}
-
-void relay_start(struct relay *r, int fd, uint32_t chan, bool dialler)
-{
-    memset(r, 0, sizeof *r);
-    r->fd = fd;
-    r->chan = chan;
-    set_nonblock(fd);
-    /* The two halves share the socket; relay_free closes it. */
-    src_init(&r->src, fd, dialler ? 0 : 1);
-    dst_init(&r->dst, fd, dialler ? 1 : 0);
-    r->src.keep = r->dst.keep = true;
-    r->dst.socket = true;
-}
-
-void relay_frame(struct relay *r, struct link *l, const struct frame *f,
-                 const char *data)
-{
-    if (f->type == F_DATA)
-        dst_add(&r->dst, l, r->chan, data, f->len);
-    else if (f->type == F_EOF)
-        dst_eof(&r->dst);
-    else if (f->type == F_CREDIT)
-        r->src.credit += frame_u32(f, data);
-    else if (f->type == F_BROKEN)
-        r->src.fd = -1;
-}
-
-short relay_events(const struct relay *r)
-{
-    if (r->connecting)
-        return POLLOUT;
-    return (short)((src_wants(&r->src) ? POLLIN : 0) |
-                   (dst_wants(&r->dst) ? POLLOUT : 0));
-}
-
-bool relay_pump(struct relay *r, struct link *l, short revents)
-{
-    if (revents & (POLLIN | POLLHUP | POLLERR)) {
-        src_pump(&r->src, l, r->chan);
-        if ((revents & POLLERR) && !src_wants(&r->src))
-            return false;
-    }
-    dst_pump(&r->dst, l, r->chan);
-    return r->src.fd >= 0 || r->dst.fd >= 0;
-}
-
-void relay_free(struct relay *r)
-{
-    close(r->fd);
-    buf_free(&r->dst.buf);
-    free(r);
 }

@@ -22,6 +22,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Machines that speak another version are left alone. */
+#define LAB_PROTOCOL 2
+
 #define FRAME_MAX (8u << 20)
 #define WINDOW_BYTES (256u << 10)
 #define CHUNK_BYTES (32u << 10)
@@ -42,6 +45,7 @@ enum frame_type {
     F_CONNECT, /* keeper -> labd: uint16 port of the lab's loopback */
     F_DIAL,    /* labd -> keeper: uint16 port of the caller's loopback */
     F_PUBLISH, /* client -> keeper: uint16 port outside, uint16 port inside */
+    F_CLOCK,   /* keeper -> labd: int64 ns since 1970 */
     F_STOP,    /* client -> keeper -> labd: power off */
     F_KILL,    /* client -> keeper: power cut */
     F_STATUS,  /* client -> keeper: one F_TEXT comes back */
@@ -122,24 +126,6 @@ bool dst_wants(const struct dst *d);
 /* Writes what it can; closes fd after the last byte of an ended stream. */
 void dst_pump(struct dst *d, struct link *l, uint32_t chan);
 void dst_close(struct dst *d);
-
-/* A TCP connection on a channel: stream 0 is what the dialling side sends. */
-struct relay {
-    int fd;
-    uint32_t chan;
-    bool connecting;
-    struct src src;
-    struct dst dst;
-    struct relay *next;
-};
-
-void relay_start(struct relay *r, int fd, uint32_t chan, bool dialler);
-void relay_frame(struct relay *r, struct link *l, const struct frame *f,
-                 const char *data);
-short relay_events(const struct relay *r);
-/* After poll. Returns false when the relay is over: free it. */
-bool relay_pump(struct relay *r, struct link *l, short revents);
-void relay_free(struct relay *r);
 
 int set_nonblock(int fd);
 

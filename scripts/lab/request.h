@@ -21,7 +21,6 @@ struct request {
     uint16_t rows, columns;
     uint32_t argc, envc;
     uint64_t nofile_soft, nofile_hard;
-    int64_t realtime_ns; /* the caller's clock when it asked */
 };
 
 #endif

@@ -96,13 +96,11 @@ static void fill_request(struct request *q, struct run *r)
 {
     struct winsize size = { 0 };
     struct rlimit nofile = { 1024, 1024 };
-    struct timespec ts;
     mode_t mask = umask(0);
 
     umask(mask);
     ioctl(0, TIOCGWINSZ, &size);
     getrlimit(RLIMIT_NOFILE, &nofile);
-    clock_gettime(CLOCK_REALTIME, &ts);
     *q = (struct request){
         .uid = geteuid(),
         .gid = getegid(),
@@ -114,7 +112,6 @@ static void fill_request(struct request *q, struct run *r)
         .envc = count(environ),
         .nofile_soft = nofile.rlim_cur,
         .nofile_hard = nofile.rlim_max,
-        .realtime_ns = ts.tv_sec * 1000000000ll + ts.tv_nsec,
     };
     if (r->tty)
         q->flags |= REQ_TTY | (isatty(2) ? REQ_TTY_STDERR : 0);
