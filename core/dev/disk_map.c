@@ -132,17 +132,18 @@ bool sm_disk_map_room(const struct sm_disk_map *map)
 
 static void note(struct sm_disk_map *map, uint64_t start, uint64_t count)
 {
-    struct sm_disk_range *last = map->pending + map->pending_count - 1;
+    struct sm_disk_range *last = NULL;
 
     if (map->fd < 0 || map->stale)
         return;
-    if (map->pending_count && last->start + last->count == start) {
+    if (map->pending_count)
+        last = &map->pending[map->pending_count - 1];
+    if (last && last->start + last->count == start)
         last->count += count;
-    } else if (map->pending_count < PENDING) {
+    else if (map->pending_count < PENDING)
         map->pending[map->pending_count++] = (struct sm_disk_range){ start, count };
-    } else {
+    else
         map->stale = true; /* never lost: the next commit writes it all */
-    }
 }
 
 void sm_disk_map_set(struct sm_disk_map *map, uint64_t start, uint64_t count)

@@ -76,7 +76,8 @@ static void kbd_write(void *dev, uint64_t off, unsigned len, uint64_t value)
     struct sm_power *p = dev;
 
     (void)len;
-    if (off == SM_POWER_KBD_COMMAND - SM_POWER_KBD_DATA && (value & 0xff) == KBD_PULSE_RESET)
+    if (off == SM_POWER_KBD_COMMAND - SM_POWER_KBD_DATA &&
+        (value & 0xff) == KBD_PULSE_RESET)
         p->stop(p->arg, false, "keyboard controller");
 }
 

@@ -293,7 +293,6 @@ void sm_virtio_save(struct sm_virtio *v, struct sm_state_writer *w)
         sm_state_put_u16(w, q->vq.next_avail);
         sm_state_put_u16(w, q->vq.next_used);
         sm_state_put_u16(w, q->vq.signalled);
-        sm_state_put_u8(w, q->vq.signalled_valid);
     }
     sm_state_end(w);
     pthread_mutex_unlock(&v->lock);
@@ -317,7 +316,6 @@ static int load_queue(struct sm_virtio *v, struct sm_virtio_queue *q,
     next_used = sm_state_get_u16(r);
     if (r->error || !ready) {
         sm_state_get_u16(r);
-        sm_state_get_u8(r);
         return r->error;
     }
     /* Nothing is in flight at a save: what was taken was given back. */
@@ -327,7 +325,6 @@ static int load_queue(struct sm_virtio *v, struct sm_virtio_queue *q,
     q->vq.next_avail = next_avail;
     q->vq.next_used = next_used;
     q->vq.signalled = sm_state_get_u16(r);
-    q->vq.signalled_valid = sm_state_get_u8(r);
     return r->error;
 }
 

@@ -292,14 +292,14 @@ int sm_virtio_device_load(struct sm_device *dev, struct sm_state_reader *r)
     int err;
 
     if (sm_state_open(r, "virtmmio") != 1)
-        return -EBADMSG;
+        r->error = -EBADMSG;
     m->device_features_sel = sm_state_get_u32(r);
     m->driver_features_sel = sm_state_get_u32(r);
     m->queue_sel = sm_state_get_u32(r);
     sm_state_close(r);
     err = r->error ? r->error : sm_virtio_load(m->virtio, r);
     if (err)
-        reset_selectors(m);
+        sm_virtio_device_reset(dev);
     return err;
 }
 

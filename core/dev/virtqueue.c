@@ -238,12 +238,10 @@ void sm_virtq_push(struct sm_virtq *vq, uint16_t head, uint32_t written)
 
 bool sm_virtq_should_notify(struct sm_virtq *vq)
 {
-    if (!vq->size || (vq->signalled_valid && vq->signalled == vq->next_used))
+    if (!vq->size || vq->signalled == vq->next_used)
         return false;
     uint16_t old = vq->signalled, now = vq->next_used;
-    bool first = !vq->signalled_valid;
     vq->signalled = now;
-    vq->signalled_valid = true;
 
     /* SEQ_CST pair: idx must be visible before the driver's wish is read;
      * partner: the driver's full barrier between setting used_event (or
@@ -254,7 +252,7 @@ bool sm_virtq_should_notify(struct sm_virtq *vq)
                  SM_VIRTQ_AVAIL_NO_INTERRUPT);
     uint16_t event = __atomic_load_n(used_event(vq), __ATOMIC_SEQ_CST);
     /* 2.7.7.2: was the entry at used_event among those just pushed? */
-    return first || (uint16_t)(now - event - 1) < (uint16_t)(now - old);
+    return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
 }
 
 void sm_virtq_kicks_off(struct sm_virtq *vq)

@@ -66,7 +66,6 @@ struct sm_virtq {
     uint16_t next_avail; /* next available entry to take */
     uint16_t next_used;  /* next used entry to fill */
     uint16_t signalled;  /* next_used when the driver was last considered */
-    bool signalled_valid;
     uint64_t desc_gpa, avail_gpa, used_gpa;
     const uint8_t *desc;
     uint8_t *avail, *used;
