@@ -138,6 +138,12 @@ function M.start(handler, host)
                 return
             end
             text = text .. chunk
+            if text:byte() == 0x16 then
+                -- A TLS greeting: no HTTP server can do anything but hang up.
+                sockets[socket] = nil
+                socket:close()
+                return
+            end
             local request = parse(text)
             if not request then
                 return
