@@ -59,12 +59,13 @@ local policies = { missing = true, always = true, never = true }
 
 local function read_options(opts)
     opts = opts or {}
-    for key in pairs(opts) do
+    local out = {}
+    for key, value in pairs(opts) do
         if not known_options[key] then
             error(("unknown option %q"):format(tostring(key)), 3)
         end
+        out[key] = value
     end
-    local out = setmetatable({}, { __index = opts })
     out.policy = opts.policy or "missing"
     if not policies[out.policy] then
         error(("policy %q: expected missing, always or never"):format(tostring(out.policy)), 3)
@@ -79,7 +80,7 @@ local function read_options(opts)
     if out.platform and type(opts.store) ~= "table" then
         out.store, why = store.open(opts.store)
     end
-    if why then
+    if not out.platform or not out.store then
         return nil, why
     end
     return out

@@ -56,6 +56,19 @@ local function damaged(self, why)
         :format(why, self.dir)
 end
 
+local folders = { "/blobs/sha256", "/derived/layers", "/derived/images", "/tmp", "/locks",
+    "/leases" }
+
+local function make_folders(self)
+    for _, name in ipairs(folders) do
+        local ok, why = paths.make(self.dir .. name)
+        if not ok then
+            return nil, "the image store cannot be made: " .. why
+        end
+    end
+    return true
+end
+
 local function check_layout(self)
     local path = self.dir .. "/oci-layout"
     local text, why, code = files.read(path, 4096)
@@ -63,17 +76,13 @@ local function check_layout(self)
         if code ~= "ENOENT" then
             return nil, why
         end
-        for _, name in ipairs { "/blobs/sha256", "/derived/layers", "/derived/images", "/tmp",
-            "/locks", "/leases" } do
-            local ok
-            ok, why = paths.make(self.dir .. name)
-            if not ok then
-                return nil, "the image store cannot be made: " .. why
-            end
+        local ok
+        ok, why = make_folders(self)
+        if not ok then
+            return nil, why
         end
         -- Two at once write the same bytes; the name decides, not the content.
         local temporary = ("%s/tmp/oci-layout.%d"):format(self.dir, uv.os_getpid())
-        local ok
         ok, why = files.write_plain(temporary, layout_text)
         if ok then
             ok, why = uv.fs_rename(temporary, path)
@@ -181,6 +190,10 @@ end
 ---@return userdata?
 ---@return string? error
 function Store:use()
+    local ok, why = make_folders(self) -- somebody may have cleared derived/ away
+    if not ok then
+        return nil, why
+    end
     local alone = lock.try(self.dir .. "/locks/use")
     if alone then
         self:clear_temporaries(false)
