@@ -158,7 +158,7 @@ static void want_folder(const char *path, mode_t mode)
         chmod(path, mode);
 }
 
-static int move_mount(const char *from, const char *to)
+static int carry_mount(const char *from, const char *to)
 {
     want_folder(to, 0755);
     return mount(from, to, NULL, MS_MOVE, NULL) < 0 ? -errno : 0;
@@ -194,11 +194,11 @@ static int enter_root(struct sm_agent *a)
     a->old_root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (a->old_root < 0 || fstat(a->old_root, &st) < 0)
         return -errno;
-    int rc = move_mount("/dev", ROOT "/dev");
+    int rc = carry_mount("/dev", ROOT "/dev");
     if (rc == 0)
-        rc = move_mount("/proc", ROOT "/proc");
+        rc = carry_mount("/proc", ROOT "/proc");
     if (rc == 0)
-        rc = move_mount("/sys", ROOT "/sys");
+        rc = carry_mount("/sys", ROOT "/sys");
     if (rc)
         return rc;
     empty_folder(a->old_root, ".", st.st_dev);

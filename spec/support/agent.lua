@@ -39,7 +39,7 @@ function M.start(opts)
     local process = { waiting = {} }
     process.handle, process.pid = uv.spawn(command, {
         args = args,
-        stdio = { nil, nil, opts.quiet ~= false and nil or 2, theirs },
+        stdio = { nil, nil, (opts.quiet == false or os.getenv("SM_AGENT_LOG")) and 2 or nil, theirs },
     }, loop.guard(function(code, signal)
         process.handle:close()
         process.exited, process.code, process.signal = true, code, signal
