@@ -84,7 +84,7 @@ static bool stream_pump(struct sm_agent *a, struct sm_chan *c, unsigned i)
     struct sm_stream *s = &c->out[i];
     if (c->dead || !s->open || s->src.fd < 0 || sm_link_full(a))
         return false;
-    size_t want = s->credit < SM_FRAME_PAYLOAD_MAX ? (size_t)s->credit : SM_FRAME_PAYLOAD_MAX;
+    size_t want = s->credit < SM_FRAME_DATA_BYTES ? (size_t)s->credit : SM_FRAME_DATA_BYTES;
     if (want == 0) {
         sm_source_mute(&s->src);
         return false;

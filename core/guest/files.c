@@ -145,7 +145,7 @@ void sm_file_end(struct sm_agent *a, struct sm_chan *c)
 void sm_file_pump(struct sm_agent *a, struct sm_chan *c)
 {
     struct sm_stream *s = &c->out[0];
-    size_t want = s->credit < SM_FRAME_PAYLOAD_MAX ? (size_t)s->credit : SM_FRAME_PAYLOAD_MAX;
+    size_t want = s->credit < SM_FRAME_DATA_BYTES ? (size_t)s->credit : SM_FRAME_DATA_BYTES;
     if (sm_buf_reserve(&a->out, SM_FRAME_HEADER_BYTES + want))
         return;
     uint8_t *head = sm_buf_tail(&a->out);

@@ -56,6 +56,9 @@
 #define SM_PROTO_VSOCK_PORT 1024
 #define SM_FRAME_HEADER_BYTES 8
 #define SM_FRAME_PAYLOAD_MAX 65536
+/* What a sender best puts into a data frame: with its header it then fills one
+ * vsock packet, not one and a tail of eight bytes. */
+#define SM_FRAME_DATA_BYTES (65536 - SM_FRAME_HEADER_BYTES)
 #define SM_STDIN_WINDOW_BYTES 262144
 #define SM_REQUEST_MAX_BYTES (4u << 20)
 

@@ -238,7 +238,8 @@ end
 --- "NAME=value". With `main` the machine ends when the command does.
 ---@async
 ---@param a sm.Agent
----@param opts { argv: string[], env: table?, cwd: string?, user: string?, groups: integer[]?, tty: boolean?, rows: integer?, cols: integer?, stdin: boolean?, rlimits: table?, main: boolean?, stop_signal: string|integer|nil, files: table?, window: integer? }
+---@param opts table argv (required), env, cwd, user, groups, tty, rows, cols, stdin,
+--- rlimits ({nofile = n | {soft, hard}}), main, stop_signal, files, window (bytes)
 ---@return sm.Process? process, string? err, table? failure
 function M.spawn(a, opts)
     wire.check_keys("spawn", opts, spawn_keys)
@@ -464,7 +465,10 @@ end
 ---@async
 ---@param a sm.Agent
 ---@param opts table
----@return { status: integer, signal: string?, stdout: string?, stderr: string?, duration: number, timed_out: boolean, truncated: boolean, max_rss: integer, user_time: number, system_time: number, chain: table? }? result, string? err, table? failure
+---@return table? result status, signal, stdout, stderr, duration, timed_out,
+--- truncated, max_rss, user_time, system_time, chain
+---@return string? err
+---@return table? failure
 function M.exec(a, opts)
     wire.check_keys("exec", opts, exec_keys)
     if opts.chain then

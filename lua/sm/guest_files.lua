@@ -76,7 +76,7 @@ end
 ---@param a sm.Agent
 ---@param path string absolute path in the guest
 ---@param data string|fun(): string?
----@param opts? { mode: integer?, uid: integer?, gid: integer?, parents: boolean?, append: boolean?, exclusive: boolean? }
+---@param opts table? mode, uid, gid, parents (true), append, exclusive
 ---@return sm.Put? put, string? err
 function M.put(a, path, data, opts)
     opts = opts or {}

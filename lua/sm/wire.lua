@@ -46,7 +46,8 @@ end
 
 local errnos = {
     [1] = "operation not permitted", [2] = "no such file or directory",
-    [5] = "input/output error", [6] = "no such device or address", [7] = "argument list too long", [8] = "exec format error",
+    [5] = "input/output error", [6] = "no such device or address",
+    [7] = "argument list too long", [8] = "exec format error",
     [11] = "try again", [12] = "out of memory", [13] = "permission denied",
     [16] = "device or resource busy", [17] = "file exists", [18] = "cross-device link",
     [20] = "not a directory", [21] = "is a directory", [22] = "invalid argument",
