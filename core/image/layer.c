@@ -20,6 +20,7 @@
 #include "inflate.h"
 
 #define PLAIN_BYTES (256u << 10)
+#define TAR_BLOCK_BYTES 512u
 
 /* The plain bytes on their way to libarchive, hashed as they pass. */
 struct plain {
@@ -28,6 +29,7 @@ struct plain {
     uint64_t bytes;
     struct sm_image_error error;
     int err; /* -errno of a failed read; libarchive only knows "failed" */
+    bool pad; /* a last block cut short is filled up */
     uint8_t buf[PLAIN_BYTES];
 };
 
@@ -53,11 +55,30 @@ static long plain_next(struct plain *p)
     return n;
 }
 
+/*
+ * Some writers (umoci's `insert` among them) leave out the padding of the last
+ * file and the archive's trailer, and Go's readers accept that. libarchive
+ * does not, so the missing padding is made up. It hides no truncation: the
+ * diffID is over the bytes that came.
+ */
+static long missing_padding(struct plain *p)
+{
+    size_t missing = TAR_BLOCK_BYTES - p->bytes % TAR_BLOCK_BYTES;
+
+    if (!p->pad || missing == TAR_BLOCK_BYTES)
+        return 0;
+    p->pad = false;
+    memset(p->buf, 0, missing);
+    return (long)missing;
+}
+
 static la_ssize_t read_plain(struct archive *a, void *arg, const void **buf)
 {
     struct plain *p = arg;
     long n = p->err ? p->err : plain_next(p);
 
+    if (n == 0)
+        n = missing_padding(p);
     *buf = p->buf;
     if (n < 0) {
         archive_set_error(a, (int)-n, "%s", p->error.text);
@@ -225,6 +246,7 @@ static int open_plain(struct job *j, struct sm_image_error *e)
     j->plain = calloc(1, sizeof(*j->plain));
     if (!j->plain)
         return sm_image_fail(e, ENOMEM, "out of memory");
+    j->plain->pad = j->cfg->diff_id != NULL;
     if (sm_digest_open(&j->plain->digest, kind) < 0)
         return sm_image_fail(e, ENOMEM, "hashing is not available");
     ret = sm_inflate_open(&j->plain->in, j->blob, j->build.limits.ratio, j->cfg->progress, e);
