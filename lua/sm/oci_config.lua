@@ -13,11 +13,14 @@
 -- User names are resolved inside the guest, against the image's own passwd.
 -- Everything from the image is checked here: it is a stranger's document.
 
+local files = require "sm.files"
 local json = require "sm.json"
 
 local M = {}
 
 M.default_path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+local env_file_limit_bytes = 1 << 20
 
 -- Linux numbers, the same on x86_64 and arm64.
 local signals = {
@@ -197,6 +200,25 @@ function M.parse_env_file(text, lookup)
     return list
 end
 
+-- The variables of files, in the order of the files.
+local function apply_files(env, names, lookup)
+    for _, name in ipairs(type(names) == "string" and { names } or names) do
+        local text, why = files.read(name, env_file_limit_bytes)
+        local list
+        if text then
+            list, why = M.parse_env_file(text, lookup)
+            why = why and name .. ": " .. why
+        end
+        if not list then
+            return nil, "env file " .. why
+        end
+        for _, entry in ipairs(list) do
+            apply(env, entry, lookup)
+        end
+    end
+    return true
+end
+
 local function resolve_argv(config, over)
     local entrypoint, cmd, why
     if over.entrypoint ~= nil then
@@ -246,12 +268,16 @@ local function resolve_env(config, over)
             apply(env, entry)
         end
     end
-    if over.env then
-        local ok
-        ok, why = apply_overrides(env, over.env, over.lookup or os.getenv)
-        if not ok then
-            return nil, why
-        end
+    local lookup = over.lookup or os.getenv
+    local ok = true
+    if over.env_file then
+        ok, why = apply_files(env, over.env_file, lookup)
+    end
+    if ok and over.env then
+        ok, why = apply_overrides(env, over.env, lookup)
+    end
+    if not ok then
+        return nil, why
     end
     return env:list()
 end
@@ -313,7 +339,7 @@ local function sorted_keys(map)
 end
 
 local known = {
-    cmd = "table", entrypoint = true, env = "table", workdir = "string", user = "string",
+    cmd = "table", entrypoint = true, env = "table", env_file = true, workdir = "string", user = "string",
     hostname = "string", tty = "boolean", term = "string", stop_signal = true, lookup = "function",
 }
 
@@ -328,8 +354,9 @@ local function check_overrides(over)
 end
 
 --- What to run, from an image's configuration document and overrides:
---- cmd {string…}, entrypoint (string or list), env (list or map), workdir,
---- user, hostname, tty, term, stop_signal, lookup (the host's environment).
+--- cmd {string…}, entrypoint (string or list), env (list or map), env_file
+--- (path or list; `env` wins over it), workdir, user, hostname, tty, term,
+--- stop_signal, lookup (the host's environment).
 --- Returns {argv, env {"K=V"…}, cwd, user, stop_signal (number), hostname,
 --- volumes, ports}, or nil and one line.
 ---@param image table the whole OCI configuration document

@@ -3,6 +3,7 @@
 -- The image specification's rules and Docker's habits, one row each.
 
 local oci_config = require "sm.oci_config"
+local shell = require "support.shell"
 
 local path = "PATH=" .. oci_config.default_path
 
@@ -121,6 +122,23 @@ describe("sm.oci_config.resolve", function()
             assert.truthy(err:find(case[4], 1, true), err)
         end)
     end
+
+    it("takes files of variables, below the given ones", function()
+        local dir = shell.tmpdir()
+        shell.write(dir .. "/a", "A=file\nB=file\nHOSTVAR\n")
+        shell.write(dir .. "/b", "B=later\n")
+        local out = assert(oci_config.resolve({ config = { Cmd = { "x" }, Env = { "A=image" } } },
+            { env_file = { dir .. "/a", dir .. "/b" }, env = { "A=given" }, lookup = lookup }))
+        assert.same({ path, "A=given", "B=later", "HOSTVAR=from-host" }, out.env)
+        shell.write(dir .. "/a", "A=1\nA B\n")
+        local none, err = oci_config.resolve({}, { cmd = { "x" }, env_file = dir .. "/a" })
+        assert.is_nil(none)
+        assert.equal(("env file %s/a: line 2: white space in the variable's name \"A B\""):format(dir), err)
+        none, err = oci_config.resolve({}, { cmd = { "x" }, env_file = dir .. "/none" })
+        assert.is_nil(none)
+        assert.equal(("env file %s/none: no such file or directory"):format(dir), err)
+        shell.remove(dir)
+    end)
 
     it("takes a document without a config", function()
         assert.same({ "x" }, assert(oci_config.resolve({}, { cmd = { "x" } })).argv)
