@@ -417,7 +417,8 @@ void sm_vm_destroy(struct sm_vm *vm)
     for (unsigned i = 0; i < vm->io_count; i++)
         sm_io_destroy(vm->ios[i]);
     sm_mem_destroy(&vm->mem);
-    sm_hv_destroy(vm->hv);
+    if (vm->hv)
+        sm_hv_destroy(vm->hv);
     sm_console_log_destroy(&vm->console);
     if (vm->events.fd >= 0)
         sm_events_destroy(&vm->events);
