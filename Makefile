@@ -76,6 +76,10 @@ $(B)/guest/init: $(guest_src) $(wildcard core/guest/*.h)
 	@mkdir -p $(@D)
 	$(AGENT_CC) -std=c11 -D_GNU_SOURCE -static -Os -g0 $(WARN) -o $@ $(guest_src)
 	strip $@
+# The same as an ordinary program of this machine, which sanitizers can watch.
+$(B)/native/guest/init: $(guest_src) $(wildcard core/guest/*.h)
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE -O1 -g $(WARN) $(SANFLAGS) -o $@ $(guest_src)
 
 sm: $(call obj,core/main.c)
 	$(CC) -pthread $(LDFLAGS) -o $@ $^ $(LUA_LIBS)

@@ -69,8 +69,9 @@ function M.with(opts, fn)
         if not a.dead then
             a:close()
         end
-        M.wait_exit(process)
+        local code = M.wait_exit(process)
         assert(ok, err)
+        assert(code == 0 and process.signal == 0, "the agent ended badly: " .. code)
     end)
 end
 
