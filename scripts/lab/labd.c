@@ -48,7 +48,7 @@ struct session {
     pid_t pid;
     int errfd;  /* carries the errno of a failed exec; -1 when known */
     int master; /* the pty, or -1 */
-    bool exited, gone;
+    bool exited, gone, signalled; /* signalled: by our client */
     int status;
     int64_t since_ns; /* of exited or gone */
     struct dst in;
@@ -473,6 +473,7 @@ static void session_frame(struct session *s, struct labd *d,
             src_close(src);
         break;
     case F_SIGNAL:
+        s->signalled = true;
         if (f->len >= 2 && !s->exited)
             kill(data[1] ? -s->pid : s->pid, data[0]);
         break;
@@ -571,6 +572,9 @@ static bool session_pump(struct session *s, struct labd *d)
     if (s->exited) {
         if (s->errfd >= 0 || !src_dry(s, &s->out, d) || !src_dry(s, &s->err, d))
             return true;
+        /* Stragglers of an interrupted run would only burn CPU here. */
+        if (s->signalled && WIFSIGNALED(s->status))
+            kill_cgroup(s->chan);
         link_send(&d->host, s->chan, F_EXIT, 0, &s->status, sizeof s->status);
         session_free(s, d);
         return false;
