@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside of virtio-vsock: the connections and what its two files share.
- * virtio_vsock.c speaks the packets, virtio_vsock_conn.c the unix sockets.
+ * Inside of virtio-vsock: the connections and what its three files share.
+ * virtio_vsock.c speaks the packets, virtio_vsock_conn.c the sockets of streams,
+ * virtio_vsock_host.c gets host clients as far as a stream.
  * Everything here belongs to the I/O thread.
  */
 #ifndef SM_VIRTIO_VSOCK_CONN_H
@@ -130,16 +131,23 @@ void sm_vsock_pump(struct sm_vsock *d);
 void sm_vsock_reset_later(struct sm_vsock *d, uint32_t host_port, uint32_t guest_port,
                           uint16_t type);
 
-/* virtio_vsock_conn.c */
+/* virtio_vsock_host.c */
 int sm_vsock_listen(struct sm_vsock *d, const char *path);
 int sm_vsock_unlisten(void *d);
+/* A client in HELLO has said something. May free it. */
+void sm_vsock_hello(struct sm_vsock_conn *c);
+/* The guest accepted a host client's stream. May free it. */
+void sm_vsock_accepted(struct sm_vsock_conn *c);
+
+/* virtio_vsock_conn.c */
+/* A connection around fd, which is closed when there is none; NULL then. */
+struct sm_vsock_conn *sm_vsock_new(struct sm_vsock *d, int fd, enum sm_vsock_state state);
+void sm_vsock_hash(struct sm_vsock_conn *c); /* its ports are known */
 struct sm_vsock_conn *sm_vsock_find(struct sm_vsock *d, uint32_t host_port,
                                     uint32_t guest_port);
 /* The guest wants a stream to host port; -errno refuses it. */
 int sm_vsock_open(struct sm_vsock *d, uint32_t host_port, uint32_t guest_port,
                   struct sm_vsock_conn **out);
-/* The guest accepted a host client's stream. */
-void sm_vsock_accepted(struct sm_vsock_conn *c);
 /* Both ends forget it: the socket is closed, the guest gets a RST. */
 void sm_vsock_abort(struct sm_vsock_conn *c);
 /* The guest is done with it; bytes on their way to the host still arrive. */
