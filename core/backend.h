@@ -106,6 +106,7 @@ struct sm_hv_info {
     unsigned max_vcpus;       /* recommended maximum */
     unsigned page_bytes;      /* granule of sm_hv_map */
     bool irqfd, ioeventfd, readonly_mem, dirty_log, immediate_exit;
+    bool hardware; /* false: the CPU does not virtualise; guests are interpreted */
     bool xsave, tsc_control, clock_realtime;
 };
 

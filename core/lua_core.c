@@ -95,6 +95,7 @@ static void push_info(lua_State *L, const struct sm_hv_info *info)
         const char *key;
         bool value;
     } flags[] = {
+        { "hardware", info->hardware },
         { "irqfd", info->irqfd },
         { "ioeventfd", info->ioeventfd },
         { "readonly_mem", info->readonly_mem },

@@ -18,6 +18,7 @@ int sm_hv_probe(struct sm_hv_info *info)
         .backend = "fake",
         .max_vcpus = SM_MAX_VCPUS,
         .page_bytes = PAGE_BYTES,
+        .hardware = true,
         .irqfd = true,
         .ioeventfd = true,
         .readonly_mem = true,

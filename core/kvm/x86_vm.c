@@ -10,6 +10,7 @@
 #include "kvm.h"
 
 #include <asm/kvm_para.h>
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,11 +28,25 @@
 #define EFER_LMA (1ull << 10)
 #define RFLAGS_ONE 2ull /* bit 1 always reads one */
 
+#define CPUID_VMX (1u << 5) /* leaf 1, ecx */
+#define CPUID_SVM (1u << 2) /* leaf 0x80000001, ecx */
+
 #define MSR_MTRR_DEF_TYPE 0x2ff
 #define MTRR_ENABLE_WB ((1u << 11) | 6u)
 
+/* VMX or SVM. KVM without either (kvm_pvm) interprets an ordinary kernel. */
+static bool cpu_virtualises(void)
+{
+    unsigned a, b, c = 0, d;
+
+    if (__get_cpuid(1, &a, &b, &c, &d) && c & CPUID_VMX)
+        return true;
+    return __get_cpuid(0x80000001, &a, &b, &c, &d) && c & CPUID_SVM;
+}
+
 int sm_kvm_arch_probe(int kvm_fd, struct sm_hv_info *info)
 {
+    info->hardware = cpu_virtualises();
     info->tsc_control = sm_kvm_check(kvm_fd, KVM_CAP_TSC_CONTROL) > 0;
     info->clock_realtime = (sm_kvm_check(kvm_fd, KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0;
     info->xsave = sm_kvm_check(kvm_fd, KVM_CAP_XSAVE) > 0;

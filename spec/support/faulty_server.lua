@@ -26,6 +26,11 @@ local uv = require "luv"
 
 local M = {}
 
+-- A client that hangs up while we write must not end the spec's process.
+local sigpipe = uv.new_signal()
+sigpipe:start("sigpipe", function() end)
+sigpipe:unref()
+
 local Response = {}
 Response.__index = Response
 

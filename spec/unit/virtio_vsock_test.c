@@ -791,14 +791,16 @@ static void test_broken_queues(void)
  * stops, and nothing is lost. */
 static void test_replies_wait_for_buffers(void)
 {
+    uint64_t heads;
     unsigned sent = 0, got = 0;
     struct sm_vsock_header h = {
         .src_cid = CID, .dst_cid = 2, .type = 1, .op = SM_VSOCK_RW
     };
 
     create(0);
+    heads = fake_alloc(&d, QUEUE * 64); /* one for each that can be in flight */
     while (sent < 3000) {
-        struct fake_buf buf = { tx_head + sent % 64 * 64, HEAD, false };
+        struct fake_buf buf = { heads + sent % QUEUE * 64, HEAD, false };
 
         /* as many as the ring holds, without waiting for them */
         if ((uint16_t)(d.queues[TX].avail - fake_used_idx(&d, TX)) >= QUEUE) {

@@ -24,6 +24,9 @@ local function check_kvm()
     local info, err, errno = require("sm.core").probe()
     if not info then
         row("no", "kvm", KVM_HELP[errno] or err)
+    elseif not info.hardware then
+        row("no", "kvm", "/dev/kvm is there, but the CPU has no virtualisation (vmx, svm) behind it: guests would be "
+            .. "interpreted, a thousand times too slow; use a machine with it, or scripts/with-kvm")
     else
         row("ok", "kvm", ("%s, up to %d virtual CPUs"):format(info.backend, info.max_vcpus))
     end
