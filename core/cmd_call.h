@@ -18,6 +18,7 @@ struct sm_machine {
     unsigned event_bits; /* taken from the VM, not yet told */
     uint64_t console_lost, console_lost_told;
     unsigned disks; /* added so far, for their names */
+    unsigned nets;
 };
 
 struct sm_arg {

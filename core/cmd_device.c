@@ -13,6 +13,7 @@
 #include "dev/disk.h"
 #include "dev/virtio_blk.h"
 #include "dev/virtio_console.h"
+#include "dev/virtio_net.h"
 #include "dev/virtio_rng.h"
 #include "dev/virtio_vsock.h"
 
@@ -42,6 +43,17 @@ static const struct sm_arg_spec vsock_args[] = {
       .doc = "the guest's context id" },
     { "path", SM_ARG_STRING, .required = true, .max = 100,
       .doc = "unix socket to listen on; guest connections go to PATH_PORT" },
+};
+
+static const struct sm_arg_spec net_args[] = {
+    TYPE,
+    { "path", SM_ARG_STRING, .required = true, .max = 107,
+      .doc = "unix socket that takes frames: QEMU's stream format" },
+    { "mac", SM_ARG_STRING, .required = true, .max = 17, .doc = "xx:xx:xx:xx:xx:xx, unicast" },
+    { "mtu", SM_ARG_INT, .min = 68, .max = SM_NET_MAX_MTU,
+      .doc = "told to the guest; 1500 when absent" },
+    { "vnet", SM_ARG_BOOL, .doc = "each frame begins with a virtio_net_hdr: checksum offload" },
+    { "tso", SM_ARG_BOOL, .doc = "with vnet: segmentation offload too" },
 };
 
 static const struct sm_arg_spec extent_args[] = {
@@ -130,6 +142,59 @@ static int add_vsock(struct sm_call *call)
     }
     err = sm_virtio_vsock_create(&env, &cfg, &dev);
     return attach(call, "vsock", &env, err, dev);
+}
+
+static int parse_mac(const char *text, uint8_t mac[6])
+{
+    unsigned v[6];
+    int end = 0;
+    if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%n", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5],
+               &end) != 6 || text[end] || strlen(text) != 17) {
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < 6; i++) {
+        mac[i] = (uint8_t)v[i];
+    }
+    return mac[0] & 1 ? -EINVAL : 0;
+}
+
+/* Frames are copied in bulk, so each card has an I/O thread of its own. */
+static int add_net(struct sm_call *call)
+{
+    const char *path = sm_call_str(call, "path");
+    bool vnet = sm_call_bool(call, "vnet", false), tso = sm_call_bool(call, "tso", false);
+    unsigned offloads = tso ? SM_NET_OFFLOAD_ALL : SM_NET_OFFLOAD_CSUM;
+    struct sm_virtio_net_config cfg = { .mtu = (uint16_t)sm_call_uint(call, "mtu", 1500) };
+    struct sm_virtio_env env;
+    struct sm_virtio_mmio *dev = NULL;
+    struct sm_io *io;
+    char name[24];
+    if (parse_mac(sm_call_str(call, "mac"), cfg.mac)) {
+        return sm_call_misuse(call, "mac: expected xx:xx:xx:xx:xx:xx of one card");
+    }
+    if (tso && !vnet) {
+        return sm_call_misuse(call, "tso: goes with vnet, and only with it");
+    }
+    int err = sm_net_stream_connect(path, vnet, offloads, &cfg.net);
+    if (err < 0) {
+        return sm_call_fail(call, err, "net: %s: %s", path, strerror(-err));
+    }
+    snprintf(name, sizeof(name), "net%u", call->m->nets);
+    err = sm_vm_io_new(call->m->vm, name, &io);
+    if (!err) {
+        err = open_env(call, name, io, &env);
+    }
+    if (err < 0) {
+        cfg.net->ops->destroy(cfg.net);
+        return failed(call, "net", err);
+    }
+    err = sm_virtio_net_create(&env, &cfg, &dev);
+    if (err < 0) {
+        cfg.net->ops->destroy(cfg.net);
+    } else {
+        call->m->nets++;
+    }
+    return attach(call, "net", &env, err, dev);
 }
 
 /* ---- blk ---- */
@@ -272,5 +337,6 @@ const struct sm_cmd_variant sm_cmd_devices[] = {
     VARIANT("rng", plain_args, add_rng),
     VARIANT("vsock", vsock_args, add_vsock),
     VARIANT("blk", blk_args, add_blk),
+    VARIANT("net", net_args, add_net),
     { NULL, NULL, 0, NULL },
 };

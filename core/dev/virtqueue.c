@@ -224,16 +224,27 @@ void sm_virtq_unpop(struct sm_virtq *vq, unsigned n)
     vq->next_avail -= n;
 }
 
-void sm_virtq_push(struct sm_virtq *vq, uint16_t head, uint32_t written)
+void sm_virtq_fill(struct sm_virtq *vq, uint16_t head, uint32_t written)
 {
     if (!vq->size)
         return;
     struct used_elem e = { head, written };
     memcpy(vq->used + 4 + sizeof(e) * (vq->next_used % vq->size), &e, sizeof(e));
     vq->next_used++;
+}
+
+void sm_virtq_publish(struct sm_virtq *vq)
+{
     /* RELEASE: partner of the driver's read barrier after it sees idx move.
      * Without it the driver could read an old element. */
-    __atomic_store_n(used_idx(vq), vq->next_used, __ATOMIC_RELEASE);
+    if (vq->size)
+        __atomic_store_n(used_idx(vq), vq->next_used, __ATOMIC_RELEASE);
+}
+
+void sm_virtq_push(struct sm_virtq *vq, uint16_t head, uint32_t written)
+{
+    sm_virtq_fill(vq, head, written);
+    sm_virtq_publish(vq);
 }
 
 bool sm_virtq_should_notify(struct sm_virtq *vq)

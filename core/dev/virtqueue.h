@@ -97,6 +97,9 @@ int sm_virtq_pop(struct sm_virtq *vq, struct sm_virtq_chain *chain);
 void sm_virtq_unpop(struct sm_virtq *vq, unsigned n);
 /* Done with a chain: `written` bytes of its writable part hold data. */
 void sm_virtq_push(struct sm_virtq *vq, uint16_t head, uint32_t written);
+/* The same in two steps, for buffers that the driver must see all at once. */
+void sm_virtq_fill(struct sm_virtq *vq, uint16_t head, uint32_t written);
+void sm_virtq_publish(struct sm_virtq *vq);
 /* After one or more pushes: whether the driver wants an interrupt. */
 bool sm_virtq_should_notify(struct sm_virtq *vq);
 
