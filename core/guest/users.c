@@ -115,7 +115,7 @@ static bool lists(struct span members, struct span name)
 static int find_user(struct span who, struct span passwd, struct sm_ident *out,
                      struct span *name)
 {
-    struct passwd_line line;
+    struct passwd_line line = { 0 };
     bool numeric = all_digits(who);
     uint32_t uid = 0;
     if (numeric && !number(who, &uid))
