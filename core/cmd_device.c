@@ -14,6 +14,7 @@
 #include "dev/virtio_blk.h"
 #include "dev/virtio_console.h"
 #include "dev/virtio_net.h"
+#include "dev/virtio_pmem.h"
 #include "dev/virtio_rng.h"
 #include "dev/virtio_vsock.h"
 
@@ -35,6 +36,13 @@ static const struct sm_arg_spec blk_args[] = {
     { "ephemeral", SM_ARG_BOOL, .doc = "the overlay loses its name at once" },
     { "base_id", SM_ARG_STRING, .max = 127,
       .doc = "what the base is (a digest); an overlay made for another is refused" },
+};
+
+static const struct sm_arg_spec pmem_args[] = {
+    TYPE,
+    { "extents", SM_ARG_ARRAY, .required = true,
+      .doc = "the segment, read-only: a list of {path, offset, length}, one after the other; "
+             "2 MiB or a multiple of it in all" },
 };
 
 static const struct sm_arg_spec vsock_args[] = {
@@ -329,6 +337,34 @@ static int add_blk(struct sm_call *call)
     return err ? err : add_disk(call, disk);
 }
 
+/* ---- pmem ---- */
+
+static int add_pmem(struct sm_call *call)
+{
+    struct sm_pmem_config cfg = { 0 };
+    struct sm_disk_extent *extents = NULL;
+    struct sm_virtio_env env;
+    struct sm_virtio_mmio *dev = NULL;
+    char why[200] = "";
+    int err = parse_extents(call, &extents, &cfg.extent_count);
+    if (err) {
+        return err;
+    }
+    err = open_env(call, "pmem0", sm_vm_io(call->m->vm), &env);
+    if (err < 0) {
+        free_extents(extents, cfg.extent_count);
+        return failed(call, "pmem", err);
+    }
+    cfg.extents = extents;
+    err = sm_virtio_pmem_create(&env, &cfg, &dev, why, sizeof(why));
+    free_extents(extents, cfg.extent_count);
+    if (err < 0) {
+        sm_irq_close(&env.irq);
+        return sm_call_fail(call, err, "pmem: %s", why[0] ? why : strerror(-err));
+    }
+    return attach(call, "pmem", &env, 0, dev);
+}
+
 #define VARIANT(type, table, run) { type, table, COUNT(table), run }
 
 const struct sm_cmd_variant sm_cmd_devices[] = {
@@ -338,5 +374,6 @@ const struct sm_cmd_variant sm_cmd_devices[] = {
     VARIANT("vsock", vsock_args, add_vsock),
     VARIANT("blk", blk_args, add_blk),
     VARIANT("net", net_args, add_net),
+    VARIANT("pmem", pmem_args, add_pmem),
     { NULL, NULL, 0, NULL },
 };

@@ -170,13 +170,25 @@ static const struct sm_mem_region *find(const struct sm_mem *mem, uint64_t gpa)
     return NULL;
 }
 
+static void *whole(const struct sm_mem_region *r, uint64_t gpa, uint64_t len)
+{
+    if (!len || len > r->len_bytes - (gpa - r->gpa))
+        return NULL;
+    return r->hva + (gpa - r->gpa);
+}
+
 void *sm_mem_ptr(const struct sm_mem *mem, uint64_t gpa, uint64_t len)
 {
     const struct sm_mem_region *r = find(mem, gpa);
 
-    if (!r || r->device || !len || len > r->len_bytes - (gpa - r->gpa))
-        return NULL;
-    return r->hva + (gpa - r->gpa);
+    return r && !r->device ? whole(r, gpa, len) : NULL;
+}
+
+const void *sm_mem_source(const struct sm_mem *mem, uint64_t gpa, uint64_t len)
+{
+    const struct sm_mem_region *r = find(mem, gpa);
+
+    return r && !(r->device && r->prot & SM_PROT_WRITE) ? whole(r, gpa, len) : NULL;
 }
 
 /* How many of len bytes at gpa lie in r. */

@@ -66,6 +66,10 @@ int sm_mem_unmap(struct sm_mem *mem, uint64_t gpa);
  * one region. len 0 gives NULL. */
 void *sm_mem_ptr(const struct sm_mem *mem, uint64_t gpa, uint64_t len);
 
+/* The same for bytes that are only read: also of read-only device memory (a
+ * pmem segment), whose pages a guest may hand to a device as any others. */
+const void *sm_mem_source(const struct sm_mem *mem, uint64_t gpa, uint64_t len);
+
 /* Copy across regions. -EFAULT when any byte is missing; nothing is copied
  * then. */
 int sm_mem_read(const struct sm_mem *mem, uint64_t gpa, void *buf, uint64_t len);

@@ -122,8 +122,9 @@ static int add_buffer(struct sm_virtq *vq, struct sm_virtq_chain *chain,
         return 0;
     if (chain->out + chain->in == chain->cap)
         return -ENOBUFS;
+    /* An iovec is not const; nobody writes to a readable buffer. */
     void *p = write ? writable_ptr(vq->mem, d->addr, d->len)
-                    : sm_mem_ptr(vq->mem, d->addr, d->len);
+                    : (void *)sm_mem_source(vq->mem, d->addr, d->len);
     if (!p)
         return broken(vq, "buffer outside of memory");
 

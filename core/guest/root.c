@@ -2,7 +2,8 @@
 /*
  * From the initramfs to the image's root, and back at the end.
  *
- *   /.sm/lower    EROFS, the disk with serial "rootfs", read-only
+ *   /.sm/lower    EROFS, read-only: the disk with serial "rootfs", or the pmem
+ *                 segment, whose pages programs then map as they are (DAX)
  *   /.sm/upper    the disk "scratch" (ext4) or a tmpfs: upper/ and work/
  *   /.sm/root     overlay of the two; moved over / and entered by chroot
  *
@@ -59,6 +60,14 @@ static bool has_serial(const char *disk, const char *serial)
     return !strcmp(text, serial);
 }
 
+/* A pmem segment has no serial; the one there is, is the root. */
+static bool is_disk(const char *disk, const char *serial)
+{
+    if (!strncmp(disk, "pmem", 4))
+        return !strcmp(serial, "rootfs");
+    return !strncmp(disk, "vd", 2) && has_serial(disk, serial);
+}
+
 static int find_disk(const char *serial, char *out, size_t size)
 {
     int rc = -ENOENT;
@@ -67,7 +76,7 @@ static int find_disk(const char *serial, char *out, size_t size)
         return -errno;
     struct dirent *e;
     while (rc && (e = readdir(dir)))
-        if (!strncmp(e->d_name, "vd", 2) && has_serial(e->d_name, serial)) {
+        if (is_disk(e->d_name, serial)) {
             snprintf(out, size, "/dev/%s", e->d_name);
             /* devtmpfs makes the node before sysfs tells of the disk. */
             rc = access(out, F_OK) < 0 ? -errno : 0;
@@ -111,7 +120,8 @@ int sm_root_lower(struct sm_agent *a, int timeout_ms)
         return rc;
     mkdir("/.sm", 0755);
     mkdir(LOWER, 0755);
-    if (mount(disk, LOWER, "erofs", MS_RDONLY, NULL) < 0)
+    if (mount(disk, LOWER, "erofs", MS_RDONLY,
+              strncmp(disk, "/dev/pmem", 9) ? NULL : "dax=always") < 0)
         return -errno;
     a->lower = true;
     return 0;

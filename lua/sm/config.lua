@@ -85,6 +85,14 @@ local KEYS = {
         return v
     end,
     read_only = is "boolean",
+    -- How the image gets into the guest: a disk with a page cache of the
+    -- guest's own, or the host's pages themselves (README, security model).
+    rootfs = function(v)
+        if v ~= "blk" and v ~= "pmem" then
+            return nil, "expected blk or pmem"
+        end
+        return v
+    end,
     verbose = is "boolean",
     boot_timeout = is "number",
     on_console = is "function",

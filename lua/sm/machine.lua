@@ -113,7 +113,8 @@ local function wire(w, cfg, image, files, dir)
         { "device.add", { type = "serial" } },
         { "device.add", { type = "rng" } },
         { "device.add", { type = "vsock", cid = M.GUEST_CID, path = dir .. "/v.sock" } },
-        { "device.add", { type = "blk", serial = "rootfs", readonly = true, extents = image.extents } },
+        cfg.rootfs == "pmem" and { "device.add", { type = "pmem", extents = image.extents } }
+            or { "device.add", { type = "blk", serial = "rootfs", readonly = true, extents = image.extents } },
     }
     if not cfg.read_only then
         steps[#steps + 1] = { "device.add", {
@@ -137,6 +138,31 @@ local function wire(w, cfg, image, files, dir)
     return true
 end
 
+-- What a stock kernel needs for a root in memory, in the order of loading.
+local PMEM_MODULES = { "libnvdimm.ko", "nd_btt.ko", "nd_pmem.ko", "nd_virtio.ko", "virtio_pmem.ko" }
+
+-- The drivers that go into the initramfs, or nil and why there are none.
+local function modules_for(found, cfg)
+    local modules = found.initrd_modules
+    if cfg.rootfs ~= "pmem" or #modules == 0 then
+        return modules
+    end
+    local by_name = {}
+    for _, list in ipairs { found.initrd_modules, found.extra_modules or {} } do
+        for _, module in ipairs(list) do
+            by_name[module.name] = module
+        end
+    end
+    modules = table.move(modules, 1, #modules, 1, {})
+    for _, name in ipairs(PMEM_MODULES) do
+        if not by_name[name] then
+            return nil, ("rootfs = \"pmem\": this kernel comes without %s; use our own kernel"):format(name)
+        end
+        modules[#modules + 1] = by_name[name]
+    end
+    return modules
+end
+
 -- Files the machine needs, made or found. Yields.
 local function prepare(cfg, id)
     local found, err = kernel.find(cfg.kernel)
@@ -149,7 +175,12 @@ local function prepare(cfg, id)
         return nil, err
     end
     local initrd
-    initrd, err = initramfs.build { init = init, modules = found.initrd_modules }
+    local modules
+    modules, err = modules_for(found, cfg)
+    if not modules then
+        return nil, err
+    end
+    initrd, err = initramfs.build { init = init, modules = modules }
     if not initrd then
         return nil, err
     end

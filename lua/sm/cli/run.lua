@@ -38,6 +38,8 @@ local M = {
         { "entrypoint", nil, "PROGRAM", "replace the image's entrypoint", kind = "string" },
         { "hostname", "h", "NAME", "hostname of the guest", kind = "string" },
         { "read-only", nil, nil, "no writable layer" },
+        { "rootfs", nil, "WAY", "how the image is seen: blk (default), or pmem: the host's pages, "
+            .. "shared with other guests", kind = "string" },
         { "kernel", nil, "FILE", "guest kernel: own, stock, or a vmlinux or bzImage", kind = "string" },
         { "append", nil, "TEXT", "kernel parameters to add", kind = "string" },
         { "pull", nil, "WHEN", "missing (default), always or never", kind = "string" },
@@ -69,6 +71,7 @@ local function machine_config(o)
         kernel = o.kernel,
         append = o.append,
         read_only = o.read_only,
+        rootfs = o.rootfs,
         pull = o.pull,
         platform = o.platform,
         verbose = o.verbose,
