@@ -16,6 +16,9 @@
  *   extents={{path=, offset=0, length=}, ...}}, the parts of the device in
  *   order (meta first, empty data left out); bytes is meta's, size the device's.
  * core.digest{file=, algorithm="sha256"|"sha512"} -> job, result {digest=}
+ * core.unpack_archive{file=path or "-", out=, limits=} -> job  archive.h
+ *   a list of {name=, link=} or {name=, digest=, size=, path=}, as in the tar
+ * core.pack_folder{dir=, out=} -> job, result {digest=, size=, entries=, skipped=}
  * core.sha256(bytes | {file=}) -> "sha256:..."           (blocks)
  * core.valid_digest(text) -> boolean
  * core.unpack_kernel(bzimage, out) -> true               (blocks)

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "archive.h"
 #include "job.h"
 #include "layer.h"
 #include "merge.h"
@@ -25,6 +26,8 @@ struct task {
     enum sm_digest_kind kind;
     struct sm_layer_result layer;
     struct sm_merge_result merge;
+    struct sm_archive_result archive;
+    struct sm_pack_result pack;
     char digest[SM_DIGEST_TEXT];
 };
 
@@ -44,6 +47,7 @@ static void task_free(struct task *t)
     free(t->out);
     free(t->diff_id);
     free(t->merge.layer_bytes);
+    sm_archive_result_free(&t->archive);
     free(t);
 }
 
@@ -71,6 +75,22 @@ static int run_digest(void *arg, struct sm_image_progress *p, struct sm_image_er
     struct task *t = arg;
 
     return sm_digest_file(t->path, t->kind, t->digest, p, e);
+}
+
+static int run_unpack(void *arg, struct sm_image_progress *p, struct sm_image_error *e)
+{
+    struct task *t = arg;
+    struct sm_archive_config cfg = { .path = t->path, .out = t->out, .limits = t->limits,
+                                     .progress = p };
+
+    return sm_archive_unpack(&cfg, &t->archive, e);
+}
+
+static int run_pack(void *arg, struct sm_image_progress *p, struct sm_image_error *e)
+{
+    struct task *t = arg;
+
+    return sm_archive_pack(t->path, t->out, &t->pack, p, e);
 }
 
 static void set_integer(lua_State *L, const char *key, uint64_t v)
@@ -132,6 +152,39 @@ static void push_digest(lua_State *L, const struct task *t)
     lua_createtable(L, 0, 1);
     lua_pushstring(L, t->digest);
     lua_setfield(L, -2, "digest");
+}
+
+static void push_unpack(lua_State *L, const struct task *t)
+{
+    lua_createtable(L, (int)t->archive.count, 0);
+    for (uint32_t i = 0; i < t->archive.count; i++) {
+        const struct sm_archive_entry *entry = &t->archive.entries[i];
+
+        lua_createtable(L, 0, 5);
+        lua_pushstring(L, entry->name);
+        lua_setfield(L, -2, "name");
+        if (entry->link) {
+            lua_pushstring(L, entry->link);
+            lua_setfield(L, -2, "link");
+        } else {
+            lua_pushstring(L, entry->digest);
+            lua_setfield(L, -2, "digest");
+            lua_pushfstring(L, "%s/%d", t->out, (int)entry->file);
+            lua_setfield(L, -2, "path");
+            set_integer(L, "size", entry->bytes);
+        }
+        lua_rawseti(L, -2, (lua_Integer)i + 1);
+    }
+}
+
+static void push_pack(lua_State *L, const struct task *t)
+{
+    lua_createtable(L, 0, 4);
+    lua_pushstring(L, t->pack.digest);
+    lua_setfield(L, -2, "digest");
+    set_integer(L, "size", t->pack.bytes);
+    set_integer(L, "entries", t->pack.entries);
+    set_integer(L, "skipped", t->pack.skipped);
 }
 
 /* Config tables, read into a task on the C stack that borrows its strings. */
@@ -347,6 +400,29 @@ static int core_digest(lua_State *L)
     return start_job(L, &t);
 }
 
+static int core_unpack_archive(lua_State *L)
+{
+    static const char *const keys[] = { "file", "out", "limits", NULL };
+    struct task t = { .run = run_unpack, .push = push_unpack };
+
+    lua_image_check_table(L, 1, keys);
+    t.path = (char *)lua_image_string(L, 1, "file", true);
+    t.out = (char *)lua_image_string(L, 1, "out", true);
+    read_limits(L, &t.limits);
+    return start_job(L, &t);
+}
+
+static int core_pack_folder(lua_State *L)
+{
+    static const char *const keys[] = { "dir", "out", NULL };
+    struct task t = { .run = run_pack, .push = push_pack };
+
+    lua_image_check_table(L, 1, keys);
+    t.path = (char *)lua_image_string(L, 1, "dir", true);
+    t.out = (char *)lua_image_string(L, 1, "out", true);
+    return start_job(L, &t);
+}
+
 static int core_merge(lua_State *L)
 {
     static const char *const keys[] = { "layers", "out", "limits", "async", NULL };
@@ -386,6 +462,8 @@ static const luaL_Reg functions[] = {
     { "ingest", core_ingest },
     { "merge", core_merge },
     { "digest", core_digest },
+    { "unpack_archive", core_unpack_archive },
+    { "pack_folder", core_pack_folder },
     { NULL, NULL },
 };
 

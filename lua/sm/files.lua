@@ -186,6 +186,32 @@ function M.remove(path)
     return true
 end
 
+--- Give a file a second name on the same file system, in place of what is there.
+---@param from string
+---@param to string
+---@return true?
+---@return string? error
+function M.link(from, to)
+    uv.fs_unlink(to)
+    local ok, why = uv.fs_link(from, to)
+    if not ok then
+        return nil, plain(to, why)
+    end
+    return true
+end
+
+--- Make a folder for us alone; its parent is there.
+---@param path string
+---@return true?
+---@return string? error
+function M.make(path)
+    local ok, why = uv.fs_mkdir(path, tonumber("700", 8))
+    if not ok then
+        return nil, plain(path, why)
+    end
+    return true
+end
+
 ---@param path string
 ---@return integer? size of a regular file
 function M.size(path)

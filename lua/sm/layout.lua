@@ -64,15 +64,28 @@ function M.open(dir, core)
     return setmetatable({ dir = dir, core = core or require "sm.image_core" }, Layout)
 end
 
+--- A layout whose files are elsewhere: in an archive that was unpacked.
+---@param name string for messages
+---@param index string path of its index.json
+---@param find fun(digest: string): string path of a blob
+---@param core table
+---@return sm.Layout
+function M.over(name, index, find, core)
+    return setmetatable({ dir = name, index = index, find = find, core = core }, Layout)
+end
+
 ---@param digest string
 ---@return string path
 function Layout:blob_path(digest)
+    if self.find then
+        return self.find(digest)
+    end
     local algorithm, hex = assert(reference.parse_digest(digest))
     return ("%s/blobs/%s/%s"):format(self.dir, algorithm, hex)
 end
 
 local function read_index(self)
-    local path = self.dir .. "/index.json"
+    local path = self.index or self.dir .. "/index.json"
     local text, why = files.read(path, manifest.limit_bytes)
     if not text then
         return nil, why
@@ -126,7 +139,7 @@ local function read_blob(self, descriptor, limit)
     return bytes
 end
 
-local function descend(self, descriptor, wanted, depth)
+local function descend(self, descriptor, wanted, depth, choose)
     if depth > manifest.max_depth then
         return nil, self.dir .. ": its indexes are nested too deep"
     end
@@ -144,17 +157,17 @@ local function descend(self, descriptor, wanted, depth)
         config_bytes, why = read_blob(self, doc.config, manifest.config_limit_bytes)
         local config
         if config_bytes then
-            config, why = manifest.read_config(config_bytes, doc, wanted)
+            config, why = manifest.read_config(config_bytes, doc, not choose and wanted or nil)
             why = config == nil and self.dir .. ": " .. why or why
         end
         return config and { digest = descriptor.digest, bytes = bytes, manifest = doc,
             config = config, config_bytes = config_bytes }, why
     end
-    local entries, offered = manifest.candidates(doc, wanted)
+    local entries, offered = manifest.candidates(doc, wanted, choose)
     local failed
     for _, entry in ipairs(entries) do
         local found
-        found, why = descend(self, entry, wanted, depth + 1)
+        found, why = descend(self, entry, wanted, depth + 1, choose)
         if found or entry.platform then
             return found, why
         end
@@ -164,13 +177,39 @@ local function descend(self, descriptor, wanted, depth)
         platform.format(wanted), #offered > 0 and table.concat(offered, ", ") or "none")
 end
 
+--- What the index names, in its order.
+---@return table[]? entries
+---@return string? error
+function Layout:list()
+    local index, why = read_index(self)
+    return index and index.entries, why
+end
+
+--- The image behind one of them; as `resolve`.
+---@param entry table
+---@param wanted sm.Platform?
+---@param choose? fun(entries: table[], wanted: sm.Platform): table?
+---@return table?
+---@return string? error
+function Layout:resolve_entry(entry, wanted, choose)
+    local found, why = descend(self, entry, wanted or platform.host(), 1, choose)
+    if not found then
+        return nil, why
+    end
+    local name = entry.annotations[ref_name]
+    found.tag = type(name) == "string" and name or nil
+    found.source_digest = entry.digest
+    return found
+end
+
 --- The image of a tag for a platform: {digest, bytes, manifest, config,
 --- config_bytes, tag}.
 ---@param tag string?
 ---@param wanted sm.Platform?
+---@param choose? fun(entries: table[], wanted: sm.Platform): table?
 ---@return table?
 ---@return string? error
-function Layout:resolve(tag, wanted)
+function Layout:resolve(tag, wanted, choose)
     local index, why = read_index(self)
     if not index then
         return nil, why
@@ -180,14 +219,7 @@ function Layout:resolve(tag, wanted)
     if not entry then
         return nil, why
     end
-    local found
-    found, why = descend(self, entry, wanted or platform.host(), 1)
-    if not found then
-        return nil, why
-    end
-    local name = entry.annotations[ref_name]
-    found.tag = type(name) == "string" and name or nil
-    return found
+    return self:resolve_entry(entry, wanted, choose)
 end
 
 return M

@@ -242,12 +242,13 @@ end
 
 --- The entries of an index that may serve a platform, best first: the exact
 --- variant, then compatible ones, then entries that name no platform (their
---- configuration will tell).
+--- configuration will tell). `choose(entries, wanted)` picks one in our place.
 ---@param index sm.Manifest
 ---@param wanted sm.Platform
+---@param choose? fun(entries: table[], wanted: sm.Platform): table?
 ---@return table[] entries
 ---@return string[] offered what there is, for the error
-function M.candidates(index, wanted)
+function M.candidates(index, wanted, choose)
     local found, offered, unnamed = {}, {}, {}
     local usable = {}
     for _, entry in ipairs(index.entries) do
@@ -259,6 +260,10 @@ function M.candidates(index, wanted)
                 unnamed[#unnamed + 1] = entry
             end
         end
+    end
+    if choose then
+        local all = table.move(unnamed, 1, #unnamed, #usable + 1, table.move(usable, 1, #usable, 1, {}))
+        return { choose(all, wanted) }, offered
     end
     for _, variant in ipairs(platform.variants(wanted)) do
         for _, entry in ipairs(usable) do

@@ -409,24 +409,24 @@ local function wanted_text(image, wanted, offered)
 end
 
 -- Walk an index to the image manifest that serves the platform.
-local function descend(self, found, wanted, depth)
+local function descend(self, found, wanted, depth, choose)
     local image = reference.familiar(self.ref)
     if found.manifest.kind == "image" then
         return found
     elseif depth > manifest.max_depth then
         return nil, ("%s: its indexes are nested deeper than %d"):format(image, manifest.max_depth)
     end
-    local entries, offered = manifest.candidates(found.manifest, wanted)
+    local entries, offered = manifest.candidates(found.manifest, wanted, choose)
     local failed
     for _, entry in ipairs(entries) do
         local inner, why = self:manifest(entry.digest, entry.media_type)
         if not inner then
             return nil, why
         end
-        inner, why = descend(self, inner, wanted, depth + 1)
+        inner, why = descend(self, inner, wanted, depth + 1, choose)
         if inner then
             local config
-            config, why = self:config(inner, wanted)
+            config, why = self:config(inner, not choose and wanted or nil)
             if config then
                 return inner
             end
@@ -444,16 +444,17 @@ end
 --- source_digest (what the tag or digest named)}.
 ---@async
 ---@param wanted sm.Platform?
+---@param choose? fun(entries: table[], wanted: sm.Platform): table?
 ---@return table?
 ---@return string? error
-function Registry:resolve(wanted)
+function Registry:resolve(wanted, choose)
     wanted = wanted or platform.host()
     local top, why = self:manifest(self.ref.digest or self.ref.tag)
     if not top then
         return nil, why
     end
     local found
-    found, why = descend(self, top, wanted, 1)
+    found, why = descend(self, top, wanted, 1, choose)
     if not found then
         return nil, why
     end

@@ -10,6 +10,8 @@
 --   derived/images/<alg>-<hex>/ meta, image.json: the merged image, by manifest
 --   tmp/                        unfinished things; *.part is resumed
 --   locks/  leases/             flock files; who holds one is at work with it
+--   pins/<hash>                 what outlives a process (a snapshot) needs this
+--                               image: {owner: path, digest}; gone with its owner
 --
 -- Everything is published by writing beside it, fsync and rename, so that a
 -- kill at any point leaves only files in tmp/, which the next pull clears.
@@ -57,7 +59,7 @@ local function damaged(self, why)
 end
 
 local folders = { "/blobs/sha256", "/derived/layers", "/derived/images", "/tmp", "/locks",
-    "/leases" }
+    "/leases", "/pins" }
 
 local function make_folders(self)
     for _, name in ipairs(folders) do
@@ -352,9 +354,9 @@ local function rewrite(self, change)
 end
 
 --- Name an image whose parts are all there; a name moves from what had it.
---- Yields.
+--- Without a name it is kept by its digest alone. Yields.
 ---@async
----@param name string full reference
+---@param name string? full reference
 ---@param image {digest: string, size: integer, media_type: string, source: string?,
 ---  platform: table?}
 ---@return true?
@@ -375,7 +377,8 @@ function Store:tag(name, image)
     return rewrite(self, function(list)
         local out = {}
         for _, entry in ipairs(list) do
-            if entry.name ~= name then
+            local same = entry.name == name and (name or entry.digest == image.digest)
+            if not same then
                 out[#out + 1] = entry
             end
         end
@@ -555,6 +558,69 @@ local function mark_leased(self, keep)
     end
 end
 
+local function pin_path(self, owner)
+    return ("%s/pins/%s"):format(self.dir, require "sm.image_core".sha256(owner):match("%x+$"))
+end
+
+--- Keep an image for something that outlives this process and lies at the
+--- path `owner`, a snapshot's folder: it stays until `unpin`, or until nothing
+--- is at that path any more. Yields.
+---@async
+---@param owner string absolute path
+---@param digest string of the manifest
+---@return true?
+---@return string? error
+function Store:pin(owner, digest)
+    assert(owner:sub(1, 1) == "/" and reference.parse_digest(digest))
+    local ok, why = make_folders(self)
+    if not ok then
+        return nil, why
+    end
+    return files.write(self:temporary("pin"), pin_path(self, owner),
+        json.encode { owner = owner, digest = digest })
+end
+
+--- Let go of what `pin` keeps; not there is fine.
+---@param owner string
+---@return true?
+---@return string? error
+function Store:unpin(owner)
+    return files.remove(pin_path(self, owner))
+end
+
+--- The images that others than names need, by the digest of their manifest:
+--- what snapshots pinned, as the owner's path. Pins without an owner are
+--- cleared.
+---@return table<string, string>
+function Store:pinned()
+    local out = {}
+    for _, entry in ipairs(files.list(self.dir .. "/pins")) do
+        local path = self.dir .. "/pins/" .. entry.name
+        local text = files.read(path, 65536)
+        local pin = text and json.decode_object(text)
+        if pin and type(pin.owner) == "string" and reference.parse_digest(pin.digest) then
+            local _, _, code = uv.fs_lstat(pin.owner)
+            if code == "ENOENT" or code == "ENOTDIR" then
+                files.remove(path)
+            else
+                out[pin.digest] = pin.owner
+            end
+        end
+    end
+    return out
+end
+
+--- Whether a live VM (or one being prepared) holds the image.
+---@param digest string
+---@return boolean
+function Store:leased(digest)
+    local free = lock.try(lease_path(self, digest))
+    if free then
+        free:remove()
+    end
+    return not free
+end
+
 -- Remove what is not kept from a folder; bytes freed.
 local function sweep(dir, keep, prefix)
     local freed = 0
@@ -592,6 +658,9 @@ function Store:collect()
         mark(self, entry.digest, keep, 1)
     end
     mark_leased(self, keep)
+    for digest in pairs(self:pinned()) do
+        mark(self, digest, keep, 1)
+    end
     self:clear_temporaries(true)
     -- Derived first: an image without its blobs can still be told from one
     -- whose blobs are there but not its conversion.
@@ -602,6 +671,50 @@ function Store:collect()
             algorithm.name .. "-")
     end
     return freed
+end
+
+--- Take entries out of the index; how many were there. Yields.
+---@async
+---@param entries sm.StoreEntry[]
+---@return true?
+---@return string? error
+---@return integer? found
+function Store:untag(entries)
+    local gone, found = {}, 0
+    for _, entry in ipairs(entries) do
+        gone[entry.digest .. " " .. (entry.name or "")] = true
+    end
+    local ok, why = rewrite(self, function(list)
+        local out = {}
+        for _, other in ipairs(list) do
+            if gone[other.digest .. " " .. (other.name or "")] then
+                found = found + 1
+            else
+                out[#out + 1] = other
+            end
+        end
+        return out
+    end)
+    return ok, why, found
+end
+
+--- When the image was last made ready for use, or came here.
+---@param entry sm.StoreEntry
+---@return integer Unix time
+function Store:last_used(entry)
+    local stat = uv.fs_stat(self:image_dir(entry.digest) .. "/image.json")
+    if stat then
+        return stat.mtime.sec
+    end
+    stat = uv.fs_stat(self:blob_path(entry.digest))
+    return stat and stat.mtime.sec or 0
+end
+
+--- Note that the image is being used now.
+---@param digest string
+function Store:touch(digest)
+    local now = os.time()
+    uv.fs_utime(self:image_dir(digest) .. "/image.json", now, now)
 end
 
 --- Take a name away and collect what nothing needs any more. An image that a
@@ -619,25 +732,21 @@ function Store:remove(entry, force)
     elseif not lease and not force then
         return nil, ("%s is in use by a running VM"):format(entry.name or entry.digest)
     end
-    local found = false
-    local ok
-    ok, why = rewrite(self, function(list)
-        local out = {}
-        for _, other in ipairs(list) do
-            if other.name == entry.name and other.digest == entry.digest then
-                found = true
-            else
-                out[#out + 1] = other
-            end
+    local owner = self:pinned()[entry.digest]
+    if owner and not force then
+        if lease then
+            lease:remove()
         end
-        return out
-    end)
+        return nil, ("%s is needed by %s"):format(entry.name or entry.digest, owner)
+    end
+    local found, ok
+    ok, why, found = self:untag({ entry })
     if lease then
         lease:remove()
     end
     if not ok then
         return nil, why
-    elseif not found then
+    elseif found == 0 then
         return nil, ("%s: no such image"):format(entry.name or entry.digest)
     end
     local freed

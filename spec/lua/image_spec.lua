@@ -222,7 +222,7 @@ describe("sm.image", function()
         refuses("holds 2 images; name one", image.get(layout, options()))
         refuses('no image named "x"', image.get("oci:" .. layout .. ":x", options()))
         refuses("not an OCI image layout", image.get("oci:" .. dir, options()))
-        refuses("not an OCI image layout", image.get(dir .. "/none", options()))
+        refuses("no such file or folder", image.get(dir .. "/none", options()))
         assert.same({}, image.list(options()))
     end)
 
