@@ -259,6 +259,12 @@ end
 
 M.from_layout, M.from_archive, M.from_folder = here.from_layout, here.from_archive, here.from_folder
 M.load = here.load
+M.save = function(...)
+    return require("sm.export").save(...)
+end
+M.push = function(...)
+    return require("sm.push").push(...)
+end
 for _, name in ipairs { "list", "remove", "inspect", "tag", "history", "prune", "usage", "verify" } do
     M[name] = catalog[name]
 end

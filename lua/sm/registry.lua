@@ -52,13 +52,13 @@ Registry.__name = "sm.Registry"
 
 local known_options = {
     fetch = true, insecure = true, cafile = true, credentials = true, notify = true,
-    retry_delay = true,
+    retry_delay = true, push = true,
 }
 
 --- A client for the registry of a reference.
 --- opts: fetch (a shared sm.Fetch), insecure (true: plain HTTP and unchecked
 --- certificates allowed), cafile, credentials (function(registry, path) →
---- sm.Credential?, err), notify (function(event), for retries),
+--- sm.Credential?, err), push (tokens that allow it), notify (function(event), for retries),
 --- retry_delay (seconds of the first wait, for specs).
 ---@param ref sm.Reference
 ---@param opts table?
@@ -81,6 +81,7 @@ function M.open(ref, opts)
         unchecked = (opts.insecure or loopback) and not opts.cafile,
         notify = opts.notify or function() end,
         first_delay = opts.retry_delay or first_delay_s,
+        actions = opts.push and "pull,push" or "pull",
         scheme = nil, -- settled by the first exchange
     }, Registry)
     self.find_credentials = opts.credentials or credentials.find
@@ -310,14 +311,15 @@ end
 local function send(self, target, request, watching)
     settle(self)
     local path = self.ref.path
-    local scope = "repository:" .. path .. ":pull"
+    local scope = "repository:" .. path .. ":" .. self.actions
     local authorization, why = self.auth:header(scope, path)
     if why then
         return nil, why
     end
     for _ = 1, 3 do
-        local response, home_or_why, failure = persist(self, target(self.origin), request,
-            authorization, watching)
+        local to = target(self.origin)
+        local response, home_or_why, failure = persist(self, to, request,
+            same_origin(to, self.origin) and authorization or nil, watching)
         if not response then
             return nil, home_or_why, failure
         end
@@ -578,6 +580,124 @@ function Registry:foreign_blob(descriptor, file, watching)
     end
     return nil, ("%s: foreign layer %s: %s"):format(reference.familiar(self.ref),
         descriptor.digest, failed)
+end
+
+-- ------------------------------------------------------------------ pushing
+
+--- Whether the registry has a blob; nil and why when it does not say.
+---@async
+---@param digest string
+---@return boolean?
+---@return string? error
+function Registry:has_blob(digest)
+    local response, why, failure = send(self, endpoint(self, "blobs", digest), {
+        method = "HEAD", limit_bytes = error_limit_bytes,
+    })
+    if response and (response.status == 200 or response.status == 404) then
+        return response.status == 200
+    end
+    return fail(self, "blob", response, why, failure)
+end
+
+-- Where an upload goes on: the registry says it anew with every answer.
+local function next_location(self, response)
+    local location = fetch.header(response, "location")
+    local target, why
+    if location then
+        target, why = url.resolve(self.origin, location)
+    end
+    if target and self.origin.scheme == "https" and target.scheme ~= "https" then
+        target, why = nil, "an upload away from https was refused"
+    end
+    if not target then
+        return nil, ("%s: %s does not say where the upload goes%s"):format(
+            reference.familiar(self.ref), self.ref.registry, why and ": " .. why or "")
+    end
+    return target
+end
+
+--- Begin the upload of a blob, unless the registry can take it from its
+--- repository `from`. Returns where the upload goes; or nil, an error; or nil,
+--- nil, true when it was mounted.
+---@async
+---@param digest string
+---@param from string? path of another repository
+---@return sm.Url? location
+---@return string? error
+---@return boolean? mounted
+function Registry:upload_begin(digest, from)
+    local response, why, failure = send(self, function(origin)
+        return { scheme = origin.scheme, host = origin.host, port = origin.port,
+            path = ("/v2/%s/blobs/uploads/"):format(self.ref.path),
+            query = from and url.query { { "mount", digest }, { "from", from } } or nil }
+    end, { method = "POST", limit_bytes = error_limit_bytes, body = "" })
+    if response and response.status == 201 and from then
+        return nil, nil, true
+    elseif response and response.status == 202 then
+        return next_location(self, response)
+    end
+    return fail(self, "repository", response, why, failure)
+end
+
+--- One chunk of an upload, which begins at `offset`. Returns where the next goes.
+---@async
+---@param location sm.Url
+---@param bytes string
+---@param offset integer
+---@return sm.Url?
+---@return string? error
+function Registry:upload_chunk(location, bytes, offset)
+    local response, why, failure = send(self, function()
+        return location
+    end, { method = "PATCH", body = bytes, limit_bytes = error_limit_bytes, headers = {
+        "Content-Type: application/octet-stream",
+        ("Content-Range: %d-%d"):format(offset, offset + #bytes - 1),
+    } })
+    if response and (response.status == 202 or response.status == 201) then
+        return next_location(self, response)
+    end
+    return fail(self, "upload", response, why, failure)
+end
+
+--- The last chunk (or all) of an upload, and its digest.
+---@async
+---@param location sm.Url
+---@param bytes string
+---@param digest string
+---@return true?
+---@return string? error
+function Registry:upload_end(location, bytes, digest)
+    local query = url.query { { "digest", digest } }
+    if location.query and location.query ~= "" then
+        query = location.query .. "&" .. query
+    end
+    local response, why, failure = send(self, function()
+        return { scheme = location.scheme, host = location.host, port = location.port,
+            path = location.path, query = query }
+    end, { method = "PUT", body = bytes, limit_bytes = error_limit_bytes,
+        headers = { "Content-Type: application/octet-stream" } })
+    if response and response.status == 201 then
+        return true
+    end
+    return fail(self, "upload", response, why, failure)
+end
+
+--- Put a manifest under a tag or digest.
+---@async
+---@param name string
+---@param bytes string
+---@param media_type string
+---@return true?
+---@return string? error
+function Registry:put_manifest(name, bytes, media_type)
+    local response, why, failure = send(self, endpoint(self, "manifests", name), {
+        method = "PUT", body = bytes, limit_bytes = error_limit_bytes,
+        headers = { "Content-Type: " .. media_type },
+    })
+    if response and response.status == 201 then
+        return true
+    end
+    return fail(self, "repository", response, why, failure)
 end
 
 return M
