@@ -19,20 +19,21 @@ M.version = require "sm.version"
 M.loop = require "sm.loop"
 
 --- Make an image ready to run: fetched when it is not here. `ref` is a
---- registry reference (`debian:12`, `host:5000/app@sha256:…`) or an OCI layout
---- (`oci:DIR[:TAG]`, `./DIR`). Yields.
+--- registry reference (`debian:12`, `host:5000/app@sha256:…`) or an image of
+--- this machine (`oci:DIR[:TAG]`, `oci-archive:FILE`, `docker-archive:FILE`,
+--- `dir:DIR`, a path to any of these, `-` for standard input). `opts` is what
+--- sm.image's `pull` takes, its `policy` under the name `pull`. Yields.
 ---@async
 ---@param ref string
----@param opts { pull: "missing"|"always"|"never"?, platform: string?, progress: fun(event: table)? }?
+---@param opts table?
 ---@return table? image { reference, digest, config, extents, size }
 ---@return string? err
 function M.image(ref, opts)
-    opts = opts or {}
-    return require("sm.image").get(ref, {
-        policy = opts.pull or "missing",
-        platform = opts.platform,
-        progress = opts.progress,
-    })
+    local options = {}
+    for key, value in pairs(opts or {}) do
+        options[key == "pull" and "policy" or key] = value
+    end
+    return require("sm.image").get(ref, options)
 end
 
 --- Boot a VM on an image. Yields.

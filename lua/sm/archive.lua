@@ -134,7 +134,7 @@ end
 local function as_layout(self)
     if self.by_name["index.json"] and self.by_name["oci-layout"] then
         return layout.over(self.name, lookup(self, "index.json").path, function(digest)
-            return self.by_digest[digest] or self.dir .. "/missing"
+            return self.by_digest[digest]
         end, self.core)
     end
 end

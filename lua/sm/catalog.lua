@@ -142,6 +142,7 @@ function M.inspect(text, opts)
         media_type = entry.media_type,
         manifest = found.manifest,
         config = found.config,
+        config_bytes = found.config_bytes,
         size = record and record.size,
         extents = record and record.extents,
     }

@@ -28,17 +28,20 @@ end
 -- Whose values are empty objects and mean something.
 local sets = { Volumes = true, ExposedPorts = true }
 
--- cjson writes in the order of its hash; what we write ourselves has to be the
--- same every time. It does not tell an empty list from an empty object either,
--- so those are left out, which means the same.
-local function encode_sorted(value, name)
+--- JSON with sorted keys. cjson writes in the order of its hash; what we write
+--- ourselves has to be the same every time. It does not tell an empty list from
+--- an empty object either, so those are left out, which means the same.
+---@param value any
+---@param name string? key whose value this is
+---@return string
+function M.encode(value, name)
     if type(value) ~= "table" then
         return json.encode(value)
     end
     local parts = {}
     if #value > 0 then
         for i, item in ipairs(value) do
-            parts[i] = encode_sorted(item)
+            parts[i] = M.encode(item)
         end
         return "[" .. table.concat(parts, ",") .. "]"
     end
@@ -50,7 +53,7 @@ local function encode_sorted(value, name)
     end
     table.sort(keys)
     for i, key in ipairs(keys) do
-        parts[i] = json.encode(key) .. ":" .. encode_sorted(value[key], key)
+        parts[i] = json.encode(key) .. ":" .. M.encode(value[key], key)
     end
     return "{" .. table.concat(parts, ",") .. "}"
 end
@@ -58,7 +61,7 @@ end
 local function list(items)
     local parts = {}
     for i, item in ipairs(items) do
-        parts[i] = encode_sorted(item)
+        parts[i] = M.encode(item)
     end
     return "[" .. table.concat(parts, ",") .. "]"
 end
@@ -75,7 +78,7 @@ local function with_layers(config_bytes, diff_ids, history)
         parts[2] = '"history":' .. list(history)
     end
     config.rootfs, config.history = nil, nil
-    local rest = encode_sorted(config)
+    local rest = M.encode(config)
     return rest:sub(1, -2) .. (#rest > 2 and "," or "") .. table.concat(parts, ",") .. "}"
 end
 

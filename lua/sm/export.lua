@@ -11,6 +11,7 @@
 local uv = require "luv"
 local assemble = require "sm.assemble"
 local catalog = require "sm.catalog"
+local compose = require "sm.compose"
 local files = require "sm.files"
 local json = require "sm.json"
 local loop = require "sm.loop"
@@ -140,13 +141,13 @@ local function index_of(images)
         for i = 1, math.max(1, #one.names) do
             local name = one.names[i]
             local ref = name and reference.parse(name)
-            list[#list + 1] = { mediaType = one.found.manifest.media_type, digest = one.entry.digest,
+            list[#list + 1] = compose.encode { mediaType = one.found.manifest.media_type, digest = one.entry.digest,
                 size = #one.found.bytes, platform = one.entry.platform,
                 annotations = name and { [full_name] = name, [ref_name] = ref and ref.tag or name } }
         end
     end
     return '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":'
-        .. json.encode_array(list) .. "}"
+        .. "[" .. table.concat(list, ",") .. "]}"
 end
 
 local function docker_manifest(images)

@@ -61,11 +61,12 @@ function M.sync(path)
     local failed
     loop.await(function(settle)
         uv.fs_fsync(fd, loop.guard(function(err)
+            -- Here, for a task that is cancelled does not come back from its wait.
+            uv.fs_close(fd)
             failed = err
             settle(true)
         end))
     end)
-    uv.fs_close(fd)
     if failed then
         return nil, plain(path, failed)
     end

@@ -67,7 +67,7 @@ end
 --- A layout whose files are elsewhere: in an archive that was unpacked.
 ---@param name string for messages
 ---@param index string path of its index.json
----@param find fun(digest: string): string path of a blob
+---@param find fun(digest: string): string? path of a blob
 ---@param core table
 ---@return sm.Layout
 function M.over(name, index, find, core)
@@ -127,6 +127,9 @@ end
 -- A small blob, its digest checked.
 local function read_blob(self, descriptor, limit)
     local path = self:blob_path(descriptor.digest)
+    if not path then
+        return nil, ("%s: lacks blob %s"):format(self.dir, descriptor.digest)
+    end
     local bytes, why = files.read(path, limit)
     if not bytes then
         return nil, why
@@ -150,7 +153,7 @@ local function descend(self, descriptor, wanted, depth, choose)
     local doc
     doc, why = manifest.read(bytes, descriptor.media_type)
     if not doc then
-        return nil, ("%s: %s"):format(self:blob_path(descriptor.digest), why)
+        return nil, ("%s: %s: %s"):format(self.dir, descriptor.digest, why)
     end
     if doc.kind == "image" then
         local config_bytes

@@ -600,11 +600,11 @@ function Registry:has_blob(digest)
 end
 
 -- Where an upload goes on: the registry says it anew with every answer.
-local function next_location(self, response)
+local function next_location(self, response, from)
     local location = fetch.header(response, "location")
     local target, why
     if location then
-        target, why = url.resolve(self.origin, location)
+        target, why = url.resolve(from, location)
     end
     if target and self.origin.scheme == "https" and target.scheme ~= "https" then
         target, why = nil, "an upload away from https was refused"
@@ -634,7 +634,7 @@ function Registry:upload_begin(digest, from)
     if response and response.status == 201 and from then
         return nil, nil, true
     elseif response and response.status == 202 then
-        return next_location(self, response)
+        return next_location(self, response, self.origin)
     end
     return fail(self, "repository", response, why, failure)
 end
@@ -654,7 +654,7 @@ function Registry:upload_chunk(location, bytes, offset)
         ("Content-Range: %d-%d"):format(offset, offset + #bytes - 1),
     } })
     if response and (response.status == 202 or response.status == 201) then
-        return next_location(self, response)
+        return next_location(self, response, location)
     end
     return fail(self, "upload", response, why, failure)
 end

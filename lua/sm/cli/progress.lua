@@ -1,10 +1,12 @@
 -- SPDX-License-Identifier: Apache-2.0
 --
 -- Progress of a pull: a bar per layer on a terminal, a line per finished layer
--- elsewhere, nothing when quiet. Drawn on stderr, so that stdout stays the
--- workload's. Fed with the "layer" and "retry" events of `image.pull`.
+-- elsewhere, a JSON object per event for programs, nothing when quiet. On
+-- stderr, so that stdout stays the workload's. Fed with the events of
+-- `image.pull`.
 
 local uv = require "luv"
+local json = require "sm.json"
 
 local M = {}
 
@@ -23,12 +25,36 @@ function M.human(bytes)
     return (i == 1 and "%d %s" or "%.1f %s"):format(i == 1 and math.floor(bytes) or bytes, units[i])
 end
 
----@param opts { quiet: boolean?, json: boolean? }
+--- The flag that commands with progress have.
+M.FLAG = { "progress", nil, "HOW", "auto (default), plain, json (an object per line) or none, on stderr",
+    kind = "string" }
+
+local HOW = { auto = true, plain = true, json = true, none = true }
+
+---@param opts { quiet: boolean?, progress: string? }
+---@return table? progress
+---@return string? err
 function M.new(opts)
+    local how = opts.progress or "auto"
+    if not HOW[how] then
+        return nil, ("--progress %s: expected auto, plain, json or none"):format(how)
+    end
     local self = setmetatable({ order = {}, by = {}, drawn = 0 }, Progress)
-    self.quiet = opts.quiet
-    self.tty = not opts.quiet and uv.guess_handle(2) == "tty"
+    self.json = how == "json"
+    self.quiet = how == "none" or (opts.quiet and not self.json)
+    self.tty = how == "auto" and not self.quiet and uv.guess_handle(2) == "tty"
     return self
+end
+
+-- What an event says, without the documents that hang on it.
+local function json_line(e)
+    local out = {}
+    for k, v in pairs(e) do
+        if type(v) ~= "table" and type(v) ~= "function" then
+            out[k] = v
+        end
+    end
+    return json.encode(out) .. "\n"
 end
 
 local function short(digest)
@@ -46,6 +72,10 @@ local function line(l)
         what = "already here"
     elseif l.phase == "done" then
         what = "ready, " .. M.human(l.total or 0)
+    elseif l.phase == "mounted" then
+        what = "taken from another repository"
+    elseif l.phase == "waiting" then
+        what = "another process is at it"
     elseif l.phase == "convert" then
         what = "unpacking " .. M.human(l.total or 0)
     else
@@ -72,11 +102,19 @@ function Progress:draw()
     io.stderr:flush()
 end
 
-local FINAL = { done = true, exists = true }
+local FINAL = { done = true, exists = true, mounted = true }
 
 --- One event of image.pull.
 function Progress:event(e)
     if self.quiet then
+        return
+    elseif self.json then
+        io.stderr:write(json_line(e))
+        io.stderr:flush()
+        return
+    elseif self.tty and (e.type == "unpack" or e.type == "pack") then
+        io.stderr:write(("%s %s\n"):format(e.type == "pack" and "packing" or "reading", e.file or e.dir))
+        self.drawn = 0
         return
     elseif e.type == "retry" then
         io.stderr:write(("%s; trying again in %g s\n"):format(e.reason, e.delay))

@@ -7,13 +7,17 @@ return {
     about = "Fetch an image and make it ready to run.",
     flags = {
         { "platform", nil, "OS/ARCH", "which of a multi-platform image", kind = "string" },
+        progress.FLAG,
         { "quiet", "q", nil, "print the digest only" },
     },
     min = 1,
     max = 1,
     needs = "an image",
     run = function(o, rest)
-        local bars = progress.new { quiet = o.quiet }
+        local bars, why = progress.new(o)
+        if not bars then
+            return nil, "pull: " .. why
+        end
         local image, err = sm.image(rest[1], {
             pull = "always",
             platform = o.platform,

@@ -1,15 +1,17 @@
 -- SPDX-License-Identifier: Apache-2.0
 return {
-    usage = "sm rmi IMAGE [IMAGE…]",
+    usage = "sm rmi [flags] IMAGE [IMAGE…]",
     about = "Remove images; what other images share stays.",
-    flags = {},
+    flags = {
+        { "force", "f", nil, "also the name of an image that a VM or a snapshot uses; its parts stay until then" },
+    },
     min = 1,
     needs = "an image",
-    run = function(_, rest)
+    run = function(o, rest)
         local image = require "sm.image"
         local code = 0
         for _, ref in ipairs(rest) do
-            local ok, err = image.remove(ref)
+            local ok, err = image.remove(ref, { force = o.force })
             if ok then
                 print("removed " .. ref)
             else

@@ -20,7 +20,9 @@ local NETWORK = "there is no network in the guest yet"
 
 local M = {
     usage = "sm run [flags] IMAGE [COMMAND [ARG…]]",
-    about = "Run an image as a hardware-isolated microVM. The exit code is the command's;\n"
+    about = "Run an image as a hardware-isolated microVM. IMAGE is a registry's reference, a path\n"
+        .. "(an OCI layout, an archive, a folder that is a root), oci:DIR[:TAG], oci-archive:FILE,\n"
+        .. "docker-archive:FILE, or - for an archive on stdin. The exit code is the command's;\n"
         .. "125 is a failure of sm itself, 126 a command that cannot be executed, 127 one\n"
         .. "that is not there, 128+n one killed by signal n.",
     flags = {
@@ -49,6 +51,7 @@ local M = {
         { "stop-timeout", nil, "TIME", "between a stop signal and SIGKILL (default 10)", kind = "seconds" },
         { "verbose", nil, nil, "the guest's console and the timeline, on stderr" },
         { "timeline", nil, nil, "where the time of the boot went, on stderr" },
+        progress.FLAG,
         { "quiet", "q", nil, "no progress" },
         { "volume", "v", "SRC:DST", "shared folders: not there yet", kind = "list",
             absent = "shared folders are not there yet; copy files with a layer or vm:write_file" },
@@ -82,7 +85,10 @@ local function machine_config(o)
 end
 
 local function get_image(o, ref)
-    local bars = progress.new { quiet = o.quiet }
+    local bars, why = progress.new(o)
+    if not bars then
+        return nil, "run: " .. why
+    end
     local image, err = sm.image(ref, {
         pull = o.pull,
         platform = o.platform,
