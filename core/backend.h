@@ -42,6 +42,8 @@
  *   ioeventfd    KVM: KVM_IOEVENTFD; hvf: -ENOTSUP, the write exits to the bus
  *   reg get/set  kvm86: {GET,SET}_REGS/SREGS/MSRS; kvma64: ONE_REG; hvf:
  *                hv_vcpu_{get,set}_{reg,sys_reg}
+ *   translate    kvm86: KVM_TRANSLATE; kvma64, hvf: -ENOTSUP (walk the tables)
+ *   debug        KVM: KVM_SET_GUEST_DEBUG; hvf: MDSCR_EL1, DBGB/DBGW registers
  *   save/load    kvm86: CPUID, MSRs, XSAVE, LAPIC, MP state, events …; kvma64:
  *                ONE_REG list + GIC redistributor; hvf: registers + hv_gic_state
  *   clock        kvm86: KVM_{GET,SET}_CLOCK; kvma64: CNTVCT offset; hvf:
@@ -75,8 +77,15 @@ enum sm_exit_kind {
     SM_EXIT_SHUTDOWN, /* triple fault, or a system event the guest asked for */
     SM_EXIT_POWEROFF, /* PSCI SYSTEM_OFF and alike */
     SM_EXIT_RESET,    /* PSCI SYSTEM_RESET and alike */
-    SM_EXIT_DEBUG,    /* u.debug; breakpoint or single step */
+    SM_EXIT_DEBUG,    /* u.debug; what sm_hv_vcpu_debug asked for */
     SM_EXIT_FAULT,    /* the backend cannot go on; u.fault says why */
+};
+
+enum sm_debug_why {
+    SM_DEBUG_STEP,  /* one instruction was executed */
+    SM_DEBUG_BREAK, /* before the instruction at pc; point: which */
+    SM_DEBUG_WATCH, /* after the access; point: which */
+    SM_DEBUG_SOFT,  /* a breakpoint instruction at pc, not executed */
 };
 
 struct sm_exit {
@@ -89,8 +98,10 @@ struct sm_exit {
             bool write;
         } io;
         struct {
-            uint64_t pc;
+            uint64_t pc;    /* linear */
             uint64_t cause; /* dr6 on x86, ESR on arm64 */
+            enum sm_debug_why why;
+            unsigned point; /* index into sm_hv_debug.points */
         } debug;
         struct {
             uint32_t reason;   /* backend code, e.g. KVM exit reason */
@@ -185,14 +196,18 @@ enum sm_x86_reg {
     SM_X86_LDT, SM_X86_LDT_BASE, SM_X86_LDT_ATTR,
     SM_X86_GDT_BASE, SM_X86_GDT_LIMIT,
     SM_X86_IDT_BASE, SM_X86_IDT_LIMIT,
-    SM_X86_REGS, /* how many */
+    SM_X86_REGS, /* how many of these; the FPU's follow */
+    SM_X86_FCW = 64, SM_X86_FSW, SM_X86_FTW, SM_X86_FOP, SM_X86_FIP, SM_X86_FDP, SM_X86_MXCSR,
+    SM_X86_ST = 80,   /* 8 × {significand, sign and exponent}: "st0", "st0_high" … */
+    SM_X86_XMM = 96,  /* 16 × {low, high}: "xmm0", "xmm0_high" … */
+    SM_X86_END = 128, /* no number is that high; there are gaps below */
 };
 #define SM_REG_MSR (1ull << 32)
 #define SM_REG_SYS (1ull << 33)
 
 int sm_hv_reg_get(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t *value);
 int sm_hv_reg_set(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t value);
-/* "rax" → SM_X86_RAX …; NULL or -EINVAL when there is none. */
+/* "rax" → SM_X86_RAX …; NULL or -EINVAL when there is none. Numbers have gaps. */
 const char *sm_hv_reg_name(uint64_t reg);
 int64_t sm_hv_reg_find(const char *name);
 
@@ -202,8 +217,23 @@ enum sm_entry_mode { SM_ENTRY_PVH, SM_ENTRY_LINUX64, SM_ENTRY_ARM64, SM_ENTRY_RE
 int sm_hv_vcpu_enter(struct sm_hv_vcpu *vcpu, enum sm_entry_mode mode,
                      uint64_t entry_gpa, uint64_t info_gpa);
 
-/* Single step or stop single-stepping; breakpoints in hardware (≤ 4 on x86). */
-int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, bool step, const uint64_t *addrs, unsigned n);
+#define SM_HV_DEBUG_POINTS 4
+
+/* What of a vCPU becomes a debug exit; replaces what was set before. */
+struct sm_hv_debug {
+    bool step;       /* every instruction */
+    bool soft;       /* breakpoint instructions, the guest's own included */
+    bool inject;     /* deliver a breakpoint trap to the guest: it was its own */
+    unsigned count;  /* of points, in hardware */
+    struct {
+        uint64_t addr;   /* linear */
+        uint8_t len;     /* 1, 2, 4 or 8, aligned; a breakpoint: 1 */
+        bool watch, read; /* data: written, or with read also read */
+    } points[SM_HV_DEBUG_POINTS];
+};
+int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, const struct sm_hv_debug *debug);
+/* Where a linear address lies, as this vCPU sees it now. -EFAULT: nowhere. */
+int sm_hv_translate(struct sm_hv_vcpu *vcpu, uint64_t linear, uint64_t *gpa);
 
 /*
  * State for snapshots, opaque to callers: a stream into `w`/from `r` whose

@@ -43,7 +43,7 @@ int sm_bus_remove(struct sm_bus *bus, enum sm_space space, uint64_t base)
 }
 
 /* Binary search: the last range that begins at or below addr. */
-static const struct sm_bus_range *find(const struct sm_bus *bus, enum sm_space space,
+const struct sm_bus_range *sm_bus_find(const struct sm_bus *bus, enum sm_space space,
                                        uint64_t addr, unsigned len)
 {
     const struct sm_bus_range *ranges = bus->ranges[space];
@@ -74,7 +74,7 @@ static uint64_t mask(unsigned len)
 int sm_bus_read(const struct sm_bus *bus, enum sm_space space, uint64_t addr, unsigned len,
                 uint64_t *value)
 {
-    const struct sm_bus_range *r = find(bus, space, addr, len);
+    const struct sm_bus_range *r = sm_bus_find(bus, space, addr, len);
 
     if (!r || !r->ops->read) {
         *value = mask(len);
@@ -87,7 +87,7 @@ int sm_bus_read(const struct sm_bus *bus, enum sm_space space, uint64_t addr, un
 int sm_bus_write(const struct sm_bus *bus, enum sm_space space, uint64_t addr, unsigned len,
                  uint64_t value)
 {
-    const struct sm_bus_range *r = find(bus, space, addr, len);
+    const struct sm_bus_range *r = sm_bus_find(bus, space, addr, len);
 
     if (!r || !r->ops->write)
         return 0;

@@ -37,6 +37,9 @@ struct sm_bus {
 int sm_bus_add(struct sm_bus *bus, enum sm_space space, uint64_t base, uint64_t len_bytes,
                const struct sm_bus_ops *ops, void *dev);
 int sm_bus_remove(struct sm_bus *bus, enum sm_space space, uint64_t base);
+/* The range that holds all of an access, or NULL. */
+const struct sm_bus_range *sm_bus_find(const struct sm_bus *bus, enum sm_space space,
+                                       uint64_t addr, unsigned len);
 /* An access that crosses a range's end goes to nobody. Returns whether some
  * device answered. */
 int sm_bus_read(const struct sm_bus *bus, enum sm_space space, uint64_t addr, unsigned len,

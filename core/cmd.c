@@ -33,7 +33,8 @@ static const struct sm_arg_spec memory_map_args[] = {
       .doc = "bytes, whole pages" },
     { "kind", SM_ARG_CHOICE, .choices = "anon|shared|file",
       .doc = "what lies behind it; anon when absent" },
-    { "path", SM_ARG_STRING, .max = 4096, .doc = "of a file; mapped privately" },
+    { "path", SM_ARG_STRING, .max = 4096,
+      .doc = "of a file: kind 'file' maps it privately, 'shared' so that others see each write" },
     { "offset", SM_ARG_SIZE, .max = MAX_BYTES, .doc = "into the file" },
     { "readonly", SM_ARG_BOOL, .doc = "guest writes become MMIO exits" },
     { "device", SM_ARG_BOOL, .doc = "not RAM: a window of a device" },
@@ -48,6 +49,27 @@ static const struct sm_arg_spec memory_read_args[] = {
 static const struct sm_arg_spec memory_write_args[] = {
     { "gpa", SM_ARG_U64, .required = true, .doc = "guest-physical address" },
     { "data", SM_ARG_BYTES, .required = true, .max = SM_CMD_MAX_DATA_BYTES, .doc = "the bytes" },
+};
+
+static const struct sm_arg_spec memory_search_args[] = {
+    { "pattern", SM_ARG_BYTES, .required = true, .max = 4096, .doc = "the bytes to look for" },
+    { "gpa", SM_ARG_U64, .doc = "begin here; 0 when absent" },
+    { "len", SM_ARG_SIZE, .max = MAX_BYTES, .doc = "look at so many bytes; all when absent" },
+    { "max", SM_ARG_INT, .min = 1, .max = 4096, .doc = "at most so many places; 100 when absent" },
+};
+
+#define REGION { "gpa", SM_ARG_U64, .required = true, .doc = "where the region begins" }
+
+static const struct sm_arg_spec memory_protect_args[] = {
+    REGION,
+    { "readonly", SM_ARG_BOOL, .required = true, .doc = "guest writes become MMIO exits" },
+};
+
+static const struct sm_arg_spec memory_region_args[] = { REGION };
+
+static const struct sm_arg_spec memory_log_args[] = {
+    REGION,
+    { "on", SM_ARG_BOOL, .required = true, .doc = "whether writes are kept track of" },
 };
 
 static const struct sm_arg_spec kernel_load_args[] = {
@@ -90,6 +112,55 @@ static const struct sm_arg_spec irq_set_args[] = {
     { "level", SM_ARG_BOOL, .doc = "high or low; absent: one pulse" },
 };
 
+#define VCPU { "vcpu", SM_ARG_INT, .max = SM_MAX_VCPUS - 1, .required = true, .doc = "which" }
+
+static const struct sm_arg_spec vcpu_args[] = { VCPU };
+
+static const struct sm_arg_spec vcpu_answer_args[] = {
+    VCPU,
+    { "value", SM_ARG_U64, .doc = "of a read; all ones when absent" },
+    { "hold", SM_ARG_BOOL, .doc = "hold the vCPU behind that instruction" },
+};
+
+static const struct sm_arg_spec vcpu_translate_args[] = {
+    VCPU,
+    { "address", SM_ARG_U64, .required = true, .doc = "a linear (virtual) address" },
+};
+
+static const struct sm_arg_spec bus_claim_args[] = {
+    { "space", SM_ARG_CHOICE, .required = true, .choices = "mmio|pio", .doc = "memory or ports" },
+    { "base", SM_ARG_U64, .required = true, .doc = "first address or port" },
+    { "size", SM_ARG_SIZE, .required = true, .min = 1, .max = MAX_BYTES, .doc = "how many" },
+};
+
+static const struct sm_arg_spec bus_release_args[] = {
+    { "claim", SM_ARG_INT, .required = true, .max = 1023, .doc = "what bus.claim gave" },
+};
+
+static const struct sm_arg_spec doorbell_add_args[] = {
+    { "gpa", SM_ARG_U64, .required = true, .doc = "the address that rings" },
+    { "len", SM_ARG_INT, .min = 1, .max = 8, .doc = "only writes of so many bytes; goes with value" },
+    { "value", SM_ARG_INT, .max = UINT32_MAX, .doc = "only writes of this value" },
+};
+
+static const struct sm_arg_spec doorbell_remove_args[] = {
+    { "doorbell", SM_ARG_INT, .required = true, .max = 1023, .doc = "what doorbell.add gave" },
+};
+
+static const struct sm_arg_spec breakpoint_add_args[] = {
+    { "address", SM_ARG_U64, .required = true, .doc = "linear (virtual) address" },
+    { "kind", SM_ARG_CHOICE, .choices = "hardware|software|watch",
+      .doc = "compared by the processor (the default), an instruction in memory, or on data" },
+    { "len", SM_ARG_INT, .min = 1, .max = 8, .doc = "of a watch: bytes, 1 when absent" },
+    { "read", SM_ARG_BOOL, .doc = "of a watch: reads count too" },
+    { "vcpu", SM_ARG_INT, .max = SM_MAX_VCPUS - 1,
+      .doc = "of a software one: whose page tables say where; 0 when absent" },
+};
+
+static const struct sm_arg_spec breakpoint_remove_args[] = {
+    { "breakpoint", SM_ARG_INT, .required = true, .max = 1023, .doc = "what breakpoint.add gave" },
+};
+
 static const struct sm_cmd table[] = {
     { "vm.create", NULL, "Create the VM. Part of the constructor.", ARGS(vm_create_args),
       .states = SM_IN_EMPTY, .run = sm_cmd_vm_create },
@@ -112,6 +183,18 @@ static const struct sm_cmd table[] = {
       .states = SM_IN_ANY, .run = sm_cmd_memory_write },
     { "memory.regions", "regions", "The memory map: a list of {gpa, size, kind, readonly, device}.",
       .states = SM_IN_ANY, .run = sm_cmd_memory_regions },
+    { "memory.search", "search", "Where a pattern lies in guest memory: a list of addresses.",
+      ARGS(memory_search_args), .states = SM_IN_ANY, .run = sm_cmd_memory_search },
+    { "memory.protect", "protect", "Make a region read-only for the guest, or writable.",
+      ARGS(memory_protect_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_memory_protect },
+    { "memory.unmap", "unmap", "Take a region away.", ARGS(memory_region_args),
+      .states = IN_CREATED, .run = sm_cmd_memory_unmap }, /* later, devices point into it */
+    { "memory.log", "log_dirty", "Keep track of the pages of a region that the vCPUs write.",
+      ARGS(memory_log_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_memory_log },
+    { "memory.dirty", "dirty",
+      "What the vCPUs wrote in a logged region since the last call: a list of {gpa, size}. "
+      "What devices and memory.write put there is not in it.",
+      ARGS(memory_region_args), .states = SM_IN_ANY, .run = sm_cmd_memory_dirty },
     { "kernel.load", "load_kernel", "Load a Linux kernel and set the boot vCPU to enter it.",
       ARGS(kernel_load_args), .states = IN_CREATED, .run = sm_cmd_kernel_load },
     { "device.add", "add_device", "Add a device; its keys depend on `type`.",
@@ -129,6 +212,36 @@ static const struct sm_cmd table[] = {
       ARGS(console_write_args), .states = SM_IN_ANY, .run = sm_cmd_console_write },
     { "irq.set", "irq", "Drive an interrupt line.", ARGS(irq_set_args),
       .states = IN_CREATED | IN_RUNNING | IN_PAUSED, .run = sm_cmd_irq_set },
+    { "vcpu.hold", "hold", "Stop one vCPU at an instruction boundary; the others go on.",
+      ARGS(vcpu_args), .states = SM_IN_ANY, .run = sm_cmd_vcpu_hold },
+    { "vcpu.continue", "continue", "Let a held vCPU go on.", ARGS(vcpu_args),
+      .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_vcpu_continue },
+    { "vcpu.step", "step",
+      "Let a held vCPU execute one instruction; an exit event with reason 'step' follows.",
+      ARGS(vcpu_args), .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_vcpu_step },
+    { "vcpu.answer", "answer",
+      "Finish the access that an exit event with reason 'mmio' or 'pio' told of.",
+      ARGS(vcpu_answer_args), .states = SM_IN_ANY, .run = sm_cmd_vcpu_answer },
+    { "vcpu.translate", "translate",
+      "The guest-physical address behind a linear one, as this vCPU's page tables have it.",
+      ARGS(vcpu_translate_args), .states = SM_IN_ANY, .run = sm_cmd_vcpu_translate },
+    { "breakpoint.add", "add_breakpoint",
+      "Hold any vCPU that comes to an address, or touches data; its number.",
+      ARGS(breakpoint_add_args), .states = IN_CREATED | IN_RUNNING | IN_PAUSED,
+      .run = sm_cmd_breakpoint_add },
+    { "breakpoint.remove", "remove_breakpoint", "Take a breakpoint away.",
+      ARGS(breakpoint_remove_args), .states = SM_IN_ANY, .run = sm_cmd_breakpoint_remove },
+    { "bus.claim", "claim",
+      "Own a range of addresses: an access becomes an exit event and waits for vcpu.answer.",
+      ARGS(bus_claim_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_bus_claim },
+    { "bus.release", "release",
+      "Give a claimed range up; an access that waits gets all ones.",
+      ARGS(bus_release_args), .states = SM_IN_ANY, .run = sm_cmd_bus_release },
+    { "doorbell.add", "add_doorbell",
+      "Turn guest writes to an address into doorbell events, without an exit; its number.",
+      ARGS(doorbell_add_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_doorbell_add },
+    { "doorbell.remove", "remove_doorbell", "Take a doorbell away.",
+      ARGS(doorbell_remove_args), .states = SM_IN_ANY, .run = sm_cmd_doorbell_remove },
     { .name = NULL },
 };
 
@@ -157,6 +270,9 @@ void sm_machine_destroy(struct sm_machine *m)
 {
     if (!m) {
         return;
+    }
+    for (unsigned i = 0; i < SM_DOORBELLS; i++) {
+        sm_doorbell_close(&m->doorbells[i]);
     }
     if (m->vm) {
         sm_vm_destroy(m->vm);
@@ -337,11 +453,15 @@ static void put_notice_event(struct sm_msg_writer *w, const struct sm_notice *n)
     sm_msg_put_uint(w, n->time_ns);
 }
 
-/* Losses before anything later; the last words of a console before the end. */
+/* A vCPU that waits before all else; losses before anything later; the last
+ * words of a console before the end. */
 static bool put_event(struct sm_machine *m, struct sm_msg_writer *w)
 {
     struct sm_events *ev = sm_vm_events(m->vm);
     struct sm_notice notice;
+    if (sm_cmd_put_exit(m, w)) {
+        return true;
+    }
     uint64_t lost = sm_events_take_lost(ev);
     if (lost) {
         put_lost_event(w, "notices", lost);
@@ -357,6 +477,12 @@ static bool put_event(struct sm_machine *m, struct sm_msg_writer *w)
         return true;
     }
     m->event_bits |= sm_events_take_bits(ev);
+    if (m->event_bits & SM_EVENT_DOORBELL) {
+        if (sm_cmd_put_doorbell(m, w)) {
+            return true;
+        }
+        m->event_bits &= ~(unsigned)SM_EVENT_DOORBELL;
+    }
     if (m->event_bits & SM_EVENT_CONSOLE) {
         m->event_bits &= ~(unsigned)SM_EVENT_CONSOLE;
         put_console_event(w);
@@ -393,6 +519,11 @@ int sm_machine_next_event(struct sm_machine *m, struct sm_msg_writer *out)
         return err;
     }
     return some;
+}
+
+int sm_machine_next_exit(struct sm_machine *m, struct sm_msg_writer *out)
+{
+    return m->vm && sm_cmd_put_exit(m, out);
 }
 
 int sm_machine_event_fd(const struct sm_machine *m)

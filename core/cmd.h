@@ -101,6 +101,8 @@ int sm_machine_call(struct sm_machine *m, const char *name, size_t name_len,
 /* Append the next event as a message. 1: one was there; 0: none, and the fd
  * sleeps until there is; -errno: it does not fit (tried again later). */
 int sm_machine_next_event(struct sm_machine *m, struct sm_msg_writer *out);
+/* The same for exit events alone, which then come before all others. */
+int sm_machine_next_exit(struct sm_machine *m, struct sm_msg_writer *out);
 /* Readable when there are events; -1 before vm.create. */
 int sm_machine_event_fd(const struct sm_machine *m);
 

@@ -7,6 +7,7 @@
 #define SM_CMD_CALL_H
 
 #include "cmd.h"
+#include "doorbell.h"
 #include "vm.h"
 
 #define SM_CMD_MAX_ARGS 12
@@ -19,6 +20,7 @@ struct sm_machine {
     uint64_t console_lost, console_lost_told;
     unsigned disks; /* added so far, for their names */
     unsigned nets;
+    struct sm_doorbell doorbells[SM_DOORBELLS];
 };
 
 struct sm_arg {
@@ -85,5 +87,25 @@ int sm_cmd_vcpu_enter(struct sm_call *call);
 int sm_cmd_console_read(struct sm_call *call);
 int sm_cmd_console_write(struct sm_call *call);
 int sm_cmd_irq_set(struct sm_call *call);
+int sm_cmd_memory_search(struct sm_call *call);
+int sm_cmd_memory_protect(struct sm_call *call);
+int sm_cmd_memory_unmap(struct sm_call *call);
+int sm_cmd_memory_log(struct sm_call *call);
+int sm_cmd_memory_dirty(struct sm_call *call);
+int sm_cmd_bus_claim(struct sm_call *call);
+int sm_cmd_bus_release(struct sm_call *call);
+int sm_cmd_doorbell_add(struct sm_call *call);
+int sm_cmd_doorbell_remove(struct sm_call *call);
+int sm_cmd_vcpu_answer(struct sm_call *call);
+int sm_cmd_vcpu_hold(struct sm_call *call);
+int sm_cmd_vcpu_continue(struct sm_call *call);
+int sm_cmd_vcpu_step(struct sm_call *call);
+int sm_cmd_vcpu_translate(struct sm_call *call);
+int sm_cmd_breakpoint_add(struct sm_call *call);
+int sm_cmd_breakpoint_remove(struct sm_call *call);
+
+/* Events of core/cmd_control.c: whether there was one. */
+bool sm_cmd_put_exit(struct sm_machine *m, struct sm_msg_writer *w);
+bool sm_cmd_put_doorbell(struct sm_machine *m, struct sm_msg_writer *w);
 
 #endif

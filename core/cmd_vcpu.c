@@ -22,7 +22,50 @@ struct visit {
     unsigned failed; /* the register that stopped it */
 };
 
-/* "rax", or "msr:c0000080" with the index in hexadecimal. */
+/* x86's, by the kernel's names in lower case (arch/x86 msr-index.h). */
+static const struct {
+    const char *name;
+    uint32_t index;
+} msr_names[] = {
+    { "tsc", 0x10 },
+    { "apic_base", 0x1b },
+    { "mtrr_cap", 0xfe },
+    { "sysenter_cs", 0x174 },
+    { "sysenter_esp", 0x175 },
+    { "sysenter_eip", 0x176 },
+    { "misc_enable", 0x1a0 },
+    { "pat", 0x277 },
+    { "mtrr_def_type", 0x2ff },
+    { "tsc_deadline", 0x6e0 },
+    { "efer", 0xc0000080 },
+    { "star", 0xc0000081 },
+    { "lstar", 0xc0000082 },
+    { "cstar", 0xc0000083 },
+    { "sfmask", 0xc0000084 },
+    { "fs_base", 0xc0000100 },
+    { "gs_base", 0xc0000101 },
+    { "kernel_gs_base", 0xc0000102 },
+    { "tsc_aux", 0xc0000103 },
+};
+
+static int find_msr(const char *name, uint64_t *number)
+{
+    for (size_t i = 0; i < sizeof(msr_names) / sizeof(msr_names[0]); i++) {
+        if (strcmp(msr_names[i].name, name) == 0) {
+            *number = SM_REG_MSR | msr_names[i].index;
+            return 0;
+        }
+    }
+    char *end;
+    unsigned long index = strtoul(name, &end, 16);
+    if (end == name || *end || index > UINT32_MAX) {
+        return -EINVAL;
+    }
+    *number = SM_REG_MSR | index;
+    return 0;
+}
+
+/* "rax", "msr:lstar", or "msr:c0000080" with the index in hexadecimal. */
 static int find_reg(const struct sm_msg_value *name, struct reg *reg)
 {
     if (name->type != SM_MSG_BYTES || name->u.bytes.len >= sizeof(reg->name) ||
@@ -32,13 +75,7 @@ static int find_reg(const struct sm_msg_value *name, struct reg *reg)
     memcpy(reg->name, name->u.bytes.p, name->u.bytes.len);
     reg->name[name->u.bytes.len] = 0;
     if (strncmp(reg->name, "msr:", 4) == 0) {
-        char *end;
-        unsigned long index = strtoul(reg->name + 4, &end, 16);
-        if (end == reg->name + 4 || *end || index > UINT32_MAX) {
-            return -EINVAL;
-        }
-        reg->number = SM_REG_MSR | index;
-        return 0;
+        return find_msr(reg->name + 4, &reg->number);
     }
     int64_t number = sm_hv_reg_find(reg->name);
     if (number < 0) {
@@ -93,11 +130,13 @@ static int read_regs(struct sm_hv_vcpu *vcpu, void *arg)
 
 static void take_all_names(struct visit *visit)
 {
-    const char *name;
-    while (visit->count < MAX_REGS && (name = sm_hv_reg_name(visit->count))) {
-        struct reg *reg = &visit->regs[visit->count];
-        reg->number = visit->count++;
-        strncpy(reg->name, name, sizeof(reg->name) - 1);
+    for (uint64_t number = 0; number < SM_X86_END && visit->count < MAX_REGS; number++) {
+        const char *name = sm_hv_reg_name(number);
+        if (name) {
+            struct reg *reg = &visit->regs[visit->count++];
+            reg->number = number;
+            strncpy(reg->name, name, sizeof(reg->name) - 1);
+        }
     }
 }
 

@@ -103,13 +103,15 @@ int sm_cmd_vm_stats(struct sm_call *call)
     for (unsigned i = 0; i < sm_vm_cpus(vm); i++) {
         struct sm_vcpu_stats stats;
         sm_vm_vcpu_stats(vm, i, &stats);
-        sm_msg_put_map(w, 6);
+        sm_msg_put_map(w, 8);
         put_counter(w, "exits", stats.exits);
         put_counter(w, "mmio", stats.mmio);
         put_counter(w, "pio", stats.pio);
         put_counter(w, "halts", stats.halts);
         put_counter(w, "kicks", stats.kicks);
         put_counter(w, "unclaimed", stats.unclaimed);
+        put_counter(w, "parked", stats.parked);
+        put_counter(w, "debugs", stats.debugs);
     }
     if (call->m->confined) {
         put_confinement(w, &call->m->confinement);

@@ -65,6 +65,13 @@ static int region_acquire(struct sm_mem_region *r, const struct sm_mem_desc *des
         flags |= MAP_ANONYMOUS;
         break;
     case SM_MEM_SHARED:
+        flags = MAP_SHARED;
+        if (desc->fd >= 0) {
+            fd = fcntl(desc->fd, F_DUPFD_CLOEXEC, 0);
+            if (fd < 0)
+                return -errno;
+            break;
+        }
         fd = memfd_create("sm-ram", MFD_CLOEXEC);
         if (fd < 0)
             return -errno;
@@ -74,7 +81,6 @@ static int region_acquire(struct sm_mem_region *r, const struct sm_mem_desc *des
             close(fd);
             return err;
         }
-        flags = MAP_SHARED;
         break;
     case SM_MEM_FILE:
         fd = fcntl(desc->fd, F_DUPFD_CLOEXEC, 0);
@@ -157,6 +163,50 @@ int sm_mem_unmap(struct sm_mem *mem, uint64_t gpa)
     return -ENOENT;
 }
 
+static struct sm_mem_region *region_at(struct sm_mem *mem, uint64_t gpa)
+{
+    for (unsigned i = 0; i < mem->count; i++)
+        if (mem->regions[i].gpa == gpa)
+            return &mem->regions[i];
+    return NULL;
+}
+
+const struct sm_mem_region *sm_mem_region_at(const struct sm_mem *mem, uint64_t gpa)
+{
+    return region_at((struct sm_mem *)mem, gpa);
+}
+
+int sm_mem_protect(struct sm_mem *mem, uint64_t gpa, unsigned prot)
+{
+    struct sm_mem_region *r = region_at(mem, gpa);
+    int err;
+
+    if (!r)
+        return -ENOENT;
+    /* Our own mapping only ever gets wider: a device may hold a pointer to a
+     * queue in here. Nothing new is handed out, see sm_mem_ptr. */
+    if (prot & SM_PROT_WRITE && r->kind != SM_MEM_FOREIGN &&
+        mprotect(r->hva, r->len_bytes, host_prot(prot)) < 0)
+        return -errno;
+    err = mem->hv ? sm_hv_protect(mem->hv, gpa, prot, r->log_dirty) : 0;
+    if (!err)
+        r->prot = prot;
+    return err;
+}
+
+int sm_mem_log_dirty(struct sm_mem *mem, uint64_t gpa, bool on)
+{
+    struct sm_mem_region *r = region_at(mem, gpa);
+    int err;
+
+    if (!r)
+        return -ENOENT;
+    err = mem->hv ? sm_hv_protect(mem->hv, gpa, r->prot, on) : 0;
+    if (!err)
+        r->log_dirty = on;
+    return err;
+}
+
 /* The region that holds gpa, or NULL. */
 static const struct sm_mem_region *find(const struct sm_mem *mem, uint64_t gpa)
 {
@@ -181,7 +231,7 @@ void *sm_mem_ptr(const struct sm_mem *mem, uint64_t gpa, uint64_t len)
 {
     const struct sm_mem_region *r = find(mem, gpa);
 
-    return r && !r->device ? whole(r, gpa, len) : NULL;
+    return r && !r->device && r->prot & SM_PROT_WRITE ? whole(r, gpa, len) : NULL;
 }
 
 const void *sm_mem_source(const struct sm_mem *mem, uint64_t gpa, uint64_t len)

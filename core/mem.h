@@ -22,7 +22,7 @@ struct sm_hv;
 
 enum sm_mem_kind {
     SM_MEM_ANON,    /* private anonymous */
-    SM_MEM_SHARED,  /* memfd, MAP_SHARED */
+    SM_MEM_SHARED,  /* memfd, or a file when fd is one; MAP_SHARED */
     SM_MEM_FILE,    /* MAP_PRIVATE of a file */
     SM_MEM_FOREIGN, /* the caller's pointer, not unmapped by us */
 };
@@ -35,6 +35,7 @@ struct sm_mem_region {
     unsigned prot; /* enum sm_prot */
     int fd;        /* memfd or file, -1 */
     bool device;   /* not RAM: a DAX window, a pmem segment */
+    bool log_dirty;
 };
 
 struct sm_mem {
@@ -43,7 +44,8 @@ struct sm_mem {
     struct sm_mem_region regions[SM_MEM_MAX_REGIONS]; /* sorted by gpa */
 };
 
-/* What to map. kind FILE takes fd (dup'ed) and offset; FOREIGN takes hva. */
+/* What to map. FILE takes fd (dup'ed) and offset, SHARED may (fd -1: a memfd);
+ * FOREIGN takes hva. */
 struct sm_mem_desc {
     uint64_t gpa;
     uint64_t len_bytes; /* multiple of the page size */
@@ -61,9 +63,14 @@ void sm_mem_destroy(struct sm_mem *mem);
 /* -EINVAL alignment, -EEXIST overlap, -ENOSPC too many, -ENOMEM. */
 int sm_mem_map(struct sm_mem *mem, const struct sm_mem_desc *desc);
 int sm_mem_unmap(struct sm_mem *mem, uint64_t gpa);
+/* Of the region that begins at gpa; -ENOENT. Both while no vCPU runs. */
+int sm_mem_protect(struct sm_mem *mem, uint64_t gpa, unsigned prot);
+int sm_mem_log_dirty(struct sm_mem *mem, uint64_t gpa, bool on);
+/* The region that begins at gpa, or NULL. */
+const struct sm_mem_region *sm_mem_region_at(const struct sm_mem *mem, uint64_t gpa);
 
 /* [gpa, gpa+len) as a host pointer, or NULL when any byte of it is not RAM of
- * one region. len 0 gives NULL. */
+ * one region that the guest may write. len 0 gives NULL. */
 void *sm_mem_ptr(const struct sm_mem *mem, uint64_t gpa, uint64_t len);
 
 /* The same for bytes that are only read: also of read-only device memory (a

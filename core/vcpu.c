@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "claim.h"
+
 static void count(_Atomic uint64_t *counter)
 {
     /* One writer; readers want a value, not an order. */
@@ -14,20 +16,87 @@ static void count(_Atomic uint64_t *counter)
                           memory_order_relaxed);
 }
 
+/* Put what the owner has to hear into the slot. Locked. */
+static void tell_owner(struct sm_vcpu *v, const struct sm_vcpu_exit *exit)
+{
+    v->exit = *exit;
+    v->untold = true;
+    sm_events_park(sm_vm_events(v->vm), v->index);
+}
+
+/* Wait for the owner's answer to an access of a claimed range. */
+static uint64_t await_answer(struct sm_vcpu *v, const struct sm_claim *claim,
+                             const struct sm_exit *exit)
+{
+    struct sm_vcpu_exit told = {
+        .kind = SM_VCPU_ACCESS,
+        .claim = claim->id,
+        .space = claim->space,
+        .addr = exit->u.io.addr,
+        .offset = exit->u.io.addr - claim->base,
+        .len = exit->u.io.len,
+        .write = exit->u.io.write,
+        .data = exit->u.io.data,
+    };
+    uint64_t value;
+
+    pthread_mutex_lock(&v->lock);
+    v->answer = ~0ull;
+    /* Read again under the lock that a release takes after it closed the
+     * claim: either it is closed here, or the release sees us wait. */
+    v->waits = !v->abandoned && v->want != SM_VCPU_QUIT && atomic_load(&claim->open);
+    if (v->waits) {
+        tell_owner(v, &told);
+        pthread_cond_broadcast(&v->cond); /* for who waits until it is parked */
+    }
+    while (v->waits && v->want != SM_VCPU_QUIT)
+        pthread_cond_wait(&v->cond, &v->lock);
+    v->waits = v->untold = false;
+    value = v->answer;
+    pthread_mutex_unlock(&v->lock);
+    return value;
+}
+
 static void serve_access(struct sm_vcpu *v, enum sm_space space, const struct sm_exit *exit)
 {
     const struct sm_bus *bus = sm_vm_bus(v->vm);
+    const struct sm_claim *claim;
     uint64_t value = ~0ull;
     int claimed;
 
-    if (exit->u.io.write) {
+    if (exit->u.io.write)
         claimed = sm_bus_write(bus, space, exit->u.io.addr, exit->u.io.len, exit->u.io.data);
-    } else {
+    else
         claimed = sm_bus_read(bus, space, exit->u.io.addr, exit->u.io.len, &value);
-        sm_hv_vcpu_complete(v->hv, value);
+    if (!claimed) {
+        claim = sm_claim_find(bus, space, exit->u.io.addr, exit->u.io.len);
+        if (claim) {
+            count(&v->parked);
+            value = await_answer(v, claim, exit);
+        } else {
+            count(&v->unclaimed);
+        }
     }
-    if (!claimed)
-        count(&v->unclaimed);
+    if (!exit->u.io.write)
+        sm_hv_vcpu_complete(v->hv, value);
+}
+
+/* Hold this vCPU, if the owner is to hear of it. */
+static void serve_debug(struct sm_vcpu *v, const struct sm_exit *exit)
+{
+    struct sm_vcpu_exit told;
+
+    count(&v->debugs);
+    if (!sm_vcpu_debug_exit(v, exit, &told))
+        return;
+    pthread_mutex_lock(&v->lock);
+    v->held = true;
+    v->step = false;
+    if (v->want == SM_VCPU_RUN)
+        v->want = SM_VCPU_PARK;
+    atomic_store_explicit(&v->attention, true, memory_order_relaxed);
+    tell_owner(v, &told);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static void crash(struct sm_vcpu *v, const char *what)
@@ -77,8 +146,7 @@ static void serve(struct sm_vcpu *v, const struct sm_exit *exit)
         sm_vm_stop(v->vm, SM_STOP_REBOOT, "system event");
         break;
     case SM_EXIT_DEBUG:
-        sm_vcpu_request(v, SM_VCPU_PARK); /* until sm_vm_vcpu_continue */
-        sm_events_park(sm_vm_events(v->vm), v->index);
+        serve_debug(v, exit);
         break;
     case SM_EXIT_FAULT:
         crash_fault(v, exit);
@@ -94,9 +162,12 @@ static void run_guest(struct sm_vcpu *v)
     struct sm_exit exit;
     int err;
 
+    sm_vcpu_debug_prepare(v);
     /* Pairs with the store in attention_set: what the command wrote before it
      * is seen after. */
     while (!atomic_load_explicit(&v->attention, memory_order_acquire)) {
+        if (v->debug.stale)
+            sm_vcpu_debug_apply(v);
         exit = sm_hv_vcpu_run(v->hv);
         serve(v, &exit);
     }
@@ -106,6 +177,7 @@ static void run_guest(struct sm_vcpu *v)
     }
     if (err)
         crash(v, "cannot reach an instruction boundary");
+    sm_vcpu_debug_leave(v);
 }
 
 /* Locked; unlocked while fn runs. */
@@ -141,6 +213,9 @@ static void serve_mailbox(struct sm_vcpu *v)
         } else if (v->want == SM_VCPU_QUIT) {
             return;
         } else if (v->want == SM_VCPU_RUN) {
+            v->debug.stepping = v->step;
+            v->debug.leaving |= v->leave;
+            v->leave = false;
             phase_set(v, SM_VCPU_BUSY);
             pthread_mutex_unlock(&v->lock);
             run_guest(v);
@@ -186,6 +261,7 @@ int sm_vcpu_start(struct sm_vcpu *v, struct sm_vm *vm, unsigned index, unsigned 
     v->vm = vm;
     v->index = index;
     v->cpus = cpus;
+    v->debug.lifted = -1;
     pthread_mutex_init(&v->lock, NULL);
     pthread_cond_init(&v->cond, NULL);
     /* The host program's signals are for its own threads. */
@@ -224,6 +300,8 @@ static void attention_set(struct sm_vcpu *v)
 void sm_vcpu_request(struct sm_vcpu *v, enum sm_vcpu_want want)
 {
     pthread_mutex_lock(&v->lock);
+    if (v->held && want == SM_VCPU_RUN)
+        want = SM_VCPU_PARK; /* until it is released */
     if (v->want != SM_VCPU_QUIT && v->want != want) {
         v->want = want;
         attention_set(v);
@@ -231,12 +309,112 @@ void sm_vcpu_request(struct sm_vcpu *v, enum sm_vcpu_want want)
     pthread_mutex_unlock(&v->lock);
 }
 
-void sm_vcpu_wait_parked(struct sm_vcpu *v)
+/* Locked. */
+static int wait_parked(struct sm_vcpu *v)
+{
+    while ((v->phase == SM_VCPU_BUSY && !v->waits) || v->phase == SM_VCPU_STARTING)
+        pthread_cond_wait(&v->cond, &v->lock);
+    return v->phase == SM_VCPU_BUSY ? -EBUSY : 0;
+}
+
+int sm_vcpu_wait_parked(struct sm_vcpu *v)
+{
+    int err;
+
+    pthread_mutex_lock(&v->lock);
+    err = wait_parked(v);
+    pthread_mutex_unlock(&v->lock);
+    return err;
+}
+
+int sm_vcpu_hold(struct sm_vcpu *v)
+{
+    enum sm_vcpu_want before;
+    int err;
+
+    pthread_mutex_lock(&v->lock);
+    before = v->want;
+    v->held = true;
+    if (v->want == SM_VCPU_RUN) {
+        v->want = SM_VCPU_PARK;
+        attention_set(v);
+    }
+    err = wait_parked(v);
+    if (err) {
+        v->held = false;
+        if (v->want == SM_VCPU_PARK)
+            v->want = before;
+    }
+    pthread_mutex_unlock(&v->lock);
+    return err;
+}
+
+int sm_vcpu_release(struct sm_vcpu *v, bool step)
+{
+    int err = -EINVAL;
+
+    pthread_mutex_lock(&v->lock);
+    if (v->held) {
+        v->held = v->untold = false;
+        v->step = step;
+        v->leave = true;
+        err = 0;
+    }
+    pthread_mutex_unlock(&v->lock);
+    return err;
+}
+
+int sm_vcpu_answer(struct sm_vcpu *v, uint64_t value, bool hold)
+{
+    int err = -ENOENT;
+
+    pthread_mutex_lock(&v->lock);
+    if (v->waits) {
+        v->answer = value;
+        v->waits = false;
+        if (hold) {
+            v->held = true;
+            if (v->want == SM_VCPU_RUN)
+                v->want = SM_VCPU_PARK;
+            atomic_store_explicit(&v->attention, true, memory_order_relaxed);
+        }
+        pthread_cond_broadcast(&v->cond);
+        err = 0;
+    }
+    pthread_mutex_unlock(&v->lock);
+    return err;
+}
+
+void sm_vcpu_abandon(struct sm_vcpu *v, unsigned claim)
 {
     pthread_mutex_lock(&v->lock);
-    while (v->phase == SM_VCPU_BUSY || v->phase == SM_VCPU_STARTING)
-        pthread_cond_wait(&v->cond, &v->lock);
+    if (claim == SM_CLAIMS)
+        v->abandoned = true;
+    if (v->waits && (v->abandoned || v->exit.claim == claim)) {
+        v->waits = false; /* the answer stays all ones */
+        pthread_cond_broadcast(&v->cond);
+    }
     pthread_mutex_unlock(&v->lock);
+}
+
+void sm_vcpu_nudge(struct sm_vcpu *v)
+{
+    pthread_mutex_lock(&v->lock);
+    attention_set(v);
+    pthread_mutex_unlock(&v->lock);
+}
+
+bool sm_vcpu_take_exit(struct sm_vcpu *v, struct sm_vcpu_exit *out)
+{
+    bool has;
+
+    pthread_mutex_lock(&v->lock);
+    has = v->untold;
+    v->untold = false;
+    if (has)
+        *out = v->exit;
+    pthread_mutex_unlock(&v->lock);
+    return has;
 }
 
 int sm_vcpu_call(struct sm_vcpu *v, int (*fn)(struct sm_hv_vcpu *vcpu, void *arg), void *arg)
@@ -244,14 +422,21 @@ int sm_vcpu_call(struct sm_vcpu *v, int (*fn)(struct sm_hv_vcpu *vcpu, void *arg
     int result = -ESRCH;
 
     pthread_mutex_lock(&v->lock);
-    if (v->phase != SM_VCPU_GONE) {
+    if (v->waits) {
+        result = -EBUSY;
+    } else if (v->phase != SM_VCPU_GONE) {
         v->call_fn = fn;
         v->call_arg = arg;
         v->call_done = false;
         attention_set(v);
-        while (!v->call_done && v->phase != SM_VCPU_GONE)
+        while (!v->call_done && !v->waits && v->phase != SM_VCPU_GONE)
             pthread_cond_wait(&v->cond, &v->lock);
-        result = v->call_done ? v->call_result : -ESRCH;
+        if (v->call_done) {
+            result = v->call_result;
+        } else {
+            v->call_fn = NULL; /* the mailbox never saw it */
+            result = v->waits ? -EBUSY : -ESRCH;
+        }
     }
     pthread_mutex_unlock(&v->lock);
     return result;

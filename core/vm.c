@@ -24,6 +24,7 @@
 
 #include "acpi.h"
 #include "boot.h"
+#include "claim.h"
 #include "console_log.h"
 #include "dev/power.h"
 #include "dev/pvpanic.h"
@@ -55,6 +56,7 @@ struct sm_vm {
     struct sm_bus bus;
     struct sm_events events;
     struct sm_console_log console;
+    struct sm_debug debug;
 
     pthread_mutex_t state_lock;
     struct sm_vm_status status; /* locked */
@@ -69,6 +71,7 @@ struct sm_vm {
     struct virtio_slot virtio[SM_VIRTIO_MMIO_MAX];
     unsigned virtio_count;
     uint32_t next_gsi, last_gsi; /* last: given by sm_vm_next_irq */
+    struct sm_claims claims;
     bool has_serial;
     bool kernel_loaded;
     struct sm_boot_entry entry;
@@ -134,6 +137,8 @@ void sm_vm_vcpu_stats(const struct sm_vm *vm, unsigned index, struct sm_vcpu_sta
     out->halts = atomic_load_explicit(&v->halts, memory_order_relaxed);
     out->kicks = atomic_load_explicit(&v->kicks, memory_order_relaxed);
     out->unclaimed = atomic_load_explicit(&v->unclaimed, memory_order_relaxed);
+    out->parked = atomic_load_explicit(&v->parked, memory_order_relaxed);
+    out->debugs = atomic_load_explicit(&v->debugs, memory_order_relaxed);
 }
 
 /* --- run states --------------------------------------------------------- */
@@ -202,6 +207,8 @@ void sm_vm_stop(struct sm_vm *vm, enum sm_stop reason, const char *detail)
         vm->status.reason = reason;
         snprintf(vm->status.detail, sizeof(vm->status.detail), "%s", detail ? detail : "");
         request_all(vm, SM_VCPU_PARK);
+        for (unsigned i = 0; i < vm->started_vcpus; i++)
+            sm_vcpu_abandon(&vm->vcpus[i], SM_CLAIMS);
     }
     pthread_mutex_unlock(&vm->state_lock);
     if (first)
@@ -388,6 +395,7 @@ int sm_vm_create(const struct sm_vm_config *cfg, struct sm_vm **out, char *err, 
     vm->cpus = cfg->cpus;
     vm->next_gsi = FIRST_GSI;
     pthread_mutex_init(&vm->state_lock, NULL);
+    sm_debug_init(&vm->debug, &vm->mem);
     r = build(vm, cfg, err, errlen);
     if (r) {
         sm_vm_destroy(vm);
@@ -422,6 +430,7 @@ void sm_vm_destroy(struct sm_vm *vm)
     sm_console_log_destroy(&vm->console);
     if (vm->events.fd >= 0)
         sm_events_destroy(&vm->events);
+    sm_debug_destroy(&vm->debug);
     pthread_mutex_destroy(&vm->state_lock);
     free(vm);
 }
@@ -608,11 +617,29 @@ int sm_vm_start(struct sm_vm *vm)
 
 int sm_vm_pause(struct sm_vm *vm)
 {
+    int err = -EINVAL, one;
+
     /* vCPUs first: one of them may be waiting for an I/O thread. */
+    pthread_mutex_lock(&vm->state_lock);
+    if (allowed(vm->status.state, SM_VM_PAUSED)) {
+        request_all(vm, SM_VCPU_PARK);
+        err = 0;
+    }
+    pthread_mutex_unlock(&vm->state_lock);
+    for (unsigned i = 0; !err && i < vm->started_vcpus; i++) {
+        one = sm_vcpu_wait_parked(&vm->vcpus[i]);
+        err = err ? err : one;
+    }
+    if (err == -EBUSY) {
+        pthread_mutex_lock(&vm->state_lock);
+        if (vm->status.state == SM_VM_RUNNING)
+            request_all(vm, SM_VCPU_RUN);
+        pthread_mutex_unlock(&vm->state_lock);
+    }
+    if (err)
+        return err;
     if (!transition(vm, SM_VM_PAUSED, SM_VCPU_PARK))
         return -EINVAL;
-    for (unsigned i = 0; i < vm->started_vcpus; i++)
-        sm_vcpu_wait_parked(&vm->vcpus[i]);
     io_hold_all(vm);
     return 0;
 }
@@ -633,17 +660,79 @@ int sm_vm_vcpu_call(struct sm_vm *vm, unsigned index,
     return sm_vcpu_call(&vm->vcpus[index], fn, arg);
 }
 
-int sm_vm_vcpu_continue(struct sm_vm *vm, unsigned index)
+/* --- one vCPU alone ----------------------------------------------------- */
+
+int sm_vm_vcpu_continue(struct sm_vm *vm, unsigned index, bool step)
 {
     int err = -EINVAL;
 
     if (index >= vm->started_vcpus)
         return -EINVAL;
     pthread_mutex_lock(&vm->state_lock);
-    if (vm->status.state == SM_VM_RUNNING) {
-        sm_vcpu_request(&vm->vcpus[index], SM_VCPU_RUN);
-        err = 0;
+    if (vm->status.state == SM_VM_RUNNING || vm->status.state == SM_VM_PAUSED) {
+        err = sm_vcpu_release(&vm->vcpus[index], step);
+        if (!err && vm->status.state == SM_VM_RUNNING)
+            sm_vcpu_request(&vm->vcpus[index], SM_VCPU_RUN);
     }
     pthread_mutex_unlock(&vm->state_lock);
+    return err;
+}
+
+int sm_vm_vcpu_hold(struct sm_vm *vm, unsigned index)
+{
+    return index < vm->started_vcpus ? sm_vcpu_hold(&vm->vcpus[index]) : -EINVAL;
+}
+
+int sm_vm_vcpu_answer(struct sm_vm *vm, unsigned index, uint64_t value, bool hold)
+{
+    return index < vm->started_vcpus ? sm_vcpu_answer(&vm->vcpus[index], value, hold) : -EINVAL;
+}
+
+bool sm_vm_vcpu_take_exit(struct sm_vm *vm, unsigned index, struct sm_vcpu_exit *out)
+{
+    return index < vm->started_vcpus && sm_vcpu_take_exit(&vm->vcpus[index], out);
+}
+
+int sm_vm_claim(struct sm_vm *vm, enum sm_space space, uint64_t base, uint64_t len_bytes,
+                unsigned *id)
+{
+    return sm_claim_add(&vm->claims, &vm->bus, space, base, len_bytes, id);
+}
+
+int sm_vm_release(struct sm_vm *vm, unsigned id)
+{
+    int err = sm_claim_release(&vm->claims, id);
+
+    for (unsigned i = 0; !err && i < vm->started_vcpus; i++)
+        sm_vcpu_abandon(&vm->vcpus[i], id);
+    return err;
+}
+
+struct sm_debug *sm_vm_debug(struct sm_vm *vm)
+{
+    return &vm->debug;
+}
+
+static void nudge_all(struct sm_vm *vm)
+{
+    for (unsigned i = 0; i < vm->started_vcpus; i++)
+        sm_vcpu_nudge(&vm->vcpus[i]);
+}
+
+int sm_vm_add_point(struct sm_vm *vm, const struct sm_debug_point *point, unsigned *id)
+{
+    int err = sm_debug_add(&vm->debug, point, id);
+
+    if (!err)
+        nudge_all(vm);
+    return err;
+}
+
+int sm_vm_remove_point(struct sm_vm *vm, unsigned id)
+{
+    int err = sm_debug_remove(&vm->debug, id);
+
+    if (!err)
+        nudge_all(vm);
     return err;
 }

@@ -94,7 +94,9 @@ int sm_vm_load_kernel(struct sm_vm *vm, const struct sm_boot_config *cfg, char *
                       size_t errlen);
 
 int sm_vm_start(struct sm_vm *vm); /* starts running */
-int sm_vm_pause(struct sm_vm *vm); /* returns with every vCPU at an instruction boundary and devices held */
+/* Returns with every vCPU at an instruction boundary and devices held. -EBUSY:
+ * an access waits for the owner's answer; nothing has changed. */
+int sm_vm_pause(struct sm_vm *vm);
 int sm_vm_resume(struct sm_vm *vm);
 /* Any thread. The first reason wins; the vCPUs leave; devices stay readable. */
 void sm_vm_stop(struct sm_vm *vm, enum sm_stop reason, const char *detail);
@@ -105,14 +107,52 @@ void sm_vm_state(struct sm_vm *vm, struct sm_vm_status *out);
 int sm_vm_vcpu_call(struct sm_vm *vm, unsigned index,
                     int (*fn)(struct sm_hv_vcpu *vcpu, void *arg), void *arg);
 
-/* A vCPU that met a debug exit parks alone (sm_events_take_parked names it);
- * this lets it go on. */
-int sm_vm_vcpu_continue(struct sm_vm *vm, unsigned index);
+/*
+ * A vCPU stopped alone. What for is in its slot: sm_events_take_parked names
+ * the vCPU, sm_vm_vcpu_take_exit the reason.
+ */
+enum sm_vcpu_exit_kind { SM_VCPU_ACCESS, SM_VCPU_STEP, SM_VCPU_BREAK, SM_VCPU_WATCH };
+
+struct sm_vcpu_exit {
+    enum sm_vcpu_exit_kind kind;
+    /* ACCESS: to a claimed range; waits for sm_vm_vcpu_answer */
+    unsigned claim;
+    enum sm_space space;
+    uint64_t addr, offset, data;
+    unsigned len;
+    bool write;
+    /* the others: the vCPU is held, until sm_vm_vcpu_continue */
+    uint64_t pc;    /* linear */
+    unsigned point; /* BREAK, WATCH: which */
+};
+bool sm_vm_vcpu_take_exit(struct sm_vm *vm, unsigned index, struct sm_vcpu_exit *out);
+
+/* A held vCPU goes on, for one instruction with step; in a paused VM, once it
+ * is resumed. -EINVAL: not held, or the VM neither runs nor is paused. */
+int sm_vm_vcpu_continue(struct sm_vm *vm, unsigned index, bool step);
+/* Hold one vCPU, in any state. -EBUSY: it waits for an answer. */
+int sm_vm_vcpu_hold(struct sm_vm *vm, unsigned index);
+/* What an access waits for; with hold the vCPU is held behind it. */
+int sm_vm_vcpu_answer(struct sm_vm *vm, unsigned index, uint64_t value, bool hold);
+
+/* Bus ranges of the owner (core/claim.h); added while no vCPU runs. */
+int sm_vm_claim(struct sm_vm *vm, enum sm_space space, uint64_t base, uint64_t len_bytes,
+                unsigned *id);
+int sm_vm_release(struct sm_vm *vm, unsigned id);
+
+/* Breakpoints and watchpoints (core/debug.h), in any state. */
+struct sm_debug;
+struct sm_debug_point;
+struct sm_debug *sm_vm_debug(struct sm_vm *vm);
+int sm_vm_add_point(struct sm_vm *vm, const struct sm_debug_point *point, unsigned *id);
+int sm_vm_remove_point(struct sm_vm *vm, unsigned id);
 
 /* Counters, monotonic; read without a lock. */
 struct sm_vcpu_stats {
     uint64_t exits, mmio, pio, halts, kicks;
     uint64_t unclaimed; /* of mmio and pio: no device answered */
+    uint64_t parked;    /* of mmio and pio: the owner answered */
+    uint64_t debugs;
 };
 void sm_vm_vcpu_stats(const struct sm_vm *vm, unsigned index, struct sm_vcpu_stats *out);
 

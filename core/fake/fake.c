@@ -289,6 +289,8 @@ int sm_hv_vcpu_create(struct sm_hv *hv, unsigned index, unsigned cpus,
     vcpu->index = index;
     vcpu->thread = pthread_self();
     vcpu->regs[SM_X86_RFLAGS] = 2;
+    vcpu->regs[SM_X86_FCW] = 0x37f;
+    vcpu->regs[SM_X86_MXCSR] = 0x1f80;
     vcpu->halted = index != 0; /* as on a PC: the others wait to be entered */
     pthread_cond_init(&vcpu->wake, NULL);
     pthread_mutex_lock(&hv->lock);
@@ -367,7 +369,9 @@ struct sm_exit sm_hv_vcpu_run(struct sm_hv_vcpu *vcpu)
     if (!on_own_thread(vcpu)) {
         return fault("vCPU run from a thread that does not own it");
     }
-    sm_fake_retire(vcpu);
+    if (sm_fake_retire(vcpu) && vcpu->debug.step) {
+        return sm_fake_debug_exit(vcpu, SM_DEBUG_STEP, 0);
+    }
     if (atomic_exchange(&vcpu->kicked, false)) {
         return (struct sm_exit){ .kind = SM_EXIT_KICKED };
     }
@@ -422,7 +426,7 @@ int sm_hv_vcpu_enter(struct sm_hv_vcpu *vcpu, enum sm_entry_mode mode, uint64_t 
     if (!on_own_thread(vcpu)) {
         return -EPERM;
     }
-    memset(vcpu->regs, 0, sizeof(vcpu->regs));
+    memset(vcpu->regs, 0, SM_X86_REGS * sizeof(vcpu->regs[0])); /* not the FPU's */
     vcpu->regs[SM_X86_RFLAGS] = 2;
     vcpu->halted = false;
     switch (mode) {
@@ -447,19 +451,25 @@ int sm_hv_vcpu_enter(struct sm_hv_vcpu *vcpu, enum sm_entry_mode mode, uint64_t 
     }
 }
 
-int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, bool step, const uint64_t *addrs, unsigned n)
+int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, const struct sm_hv_debug *debug)
 {
     if (!on_own_thread(vcpu)) {
         return -EPERM;
     }
-    if (n > 4) {
-        return -ENOSPC;
+    if (debug->count > SM_HV_DEBUG_POINTS) {
+        return -EINVAL;
     }
-    vcpu->step = step;
-    vcpu->break_count = n;
-    if (n) {
-        memcpy(vcpu->breaks, addrs, n * sizeof(*addrs));
+    vcpu->debug = *debug;
+    return 0;
+}
+
+/* No paging here. */
+int sm_hv_translate(struct sm_hv_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
+{
+    if (!sm_fake_ram(vcpu->hv, linear, 1, false)) {
+        return -EFAULT;
     }
+    *gpa = linear;
     return 0;
 }
 

@@ -117,22 +117,24 @@ struct sm_hv_vcpu {
     pthread_cond_t wake;  /* with hv->lock, for kicks */
     atomic_bool kicked;
     /* owned by the vCPU's thread */
-    uint64_t regs[SM_X86_REGS];
+    uint64_t regs[SM_X86_END];
     struct {
         uint64_t index, value;
     } msrs[SM_FAKE_MSRS];
     unsigned msr_count;
     bool halted; /* in HLT: no interrupt is delivered here, so until entered anew */
     bool flat32; /* entered in protected mode: operands and addresses of 32 bit */
-    bool step;
-    uint64_t breaks[4];
-    unsigned break_count;
+    struct sm_hv_debug debug;
     bool skip_break; /* the breakpoint at RIP was reported */
+    int watched;     /* the watchpoint the current instruction hit, or -1 */
     struct sm_fake_pending pending;
 };
 
 struct sm_exit sm_fake_interpret(struct sm_hv_vcpu *vcpu);
-void sm_fake_retire(struct sm_hv_vcpu *vcpu);
+/* Whether there was an access to retire. */
+bool sm_fake_retire(struct sm_hv_vcpu *vcpu);
+struct sm_exit sm_fake_debug_exit(const struct sm_hv_vcpu *vcpu, enum sm_debug_why why,
+                                  unsigned point);
 /* Host pointer to RAM behind [gpa, gpa+len), with dirty logging; NULL: MMIO. */
 uint8_t *sm_fake_ram(struct sm_hv *hv, uint64_t gpa, unsigned len, bool write);
 /* Signal a doorbell that matches; false: the write is an exit. */

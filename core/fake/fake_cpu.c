@@ -18,7 +18,7 @@
 #include <errno.h>
 #include <string.h>
 
-static const char *const reg_names[SM_X86_REGS] = {
+static const char *const reg_names[SM_X86_END] = {
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
     "rip", "rflags",
@@ -28,17 +28,25 @@ static const char *const reg_names[SM_X86_REGS] = {
     "gs", "gs_base", "gs_attr", "ss", "ss_base", "ss_attr",
     "tr", "tr_base", "tr_attr", "ldt", "ldt_base", "ldt_attr",
     "gdt_base", "gdt_limit", "idt_base", "idt_limit",
+    [SM_X86_FCW] = "fcw", "fsw", "ftw", "fop", "fip", "fdp", "mxcsr",
+    [SM_X86_ST] = "st0", "st0_high", "st1", "st1_high", "st2", "st2_high", "st3", "st3_high",
+    "st4", "st4_high", "st5", "st5_high", "st6", "st6_high", "st7", "st7_high",
+    [SM_X86_XMM] = "xmm0", "xmm0_high", "xmm1", "xmm1_high", "xmm2", "xmm2_high",
+    "xmm3", "xmm3_high", "xmm4", "xmm4_high", "xmm5", "xmm5_high", "xmm6", "xmm6_high",
+    "xmm7", "xmm7_high", "xmm8", "xmm8_high", "xmm9", "xmm9_high", "xmm10", "xmm10_high",
+    "xmm11", "xmm11_high", "xmm12", "xmm12_high", "xmm13", "xmm13_high", "xmm14", "xmm14_high",
+    "xmm15", "xmm15_high",
 };
 
 const char *sm_hv_reg_name(uint64_t reg)
 {
-    return reg < SM_X86_REGS ? reg_names[reg] : NULL;
+    return reg < SM_X86_END ? reg_names[reg] : NULL;
 }
 
 int64_t sm_hv_reg_find(const char *name)
 {
-    for (int i = 0; i < SM_X86_REGS; i++) {
-        if (strcmp(reg_names[i], name) == 0) {
+    for (int i = 0; i < SM_X86_END; i++) {
+        if (reg_names[i] && strcmp(reg_names[i], name) == 0) {
             return i;
         }
     }
@@ -75,7 +83,7 @@ int sm_hv_reg_get(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t *value)
         *value = msr ? *msr : 0;
         return 0;
     }
-    if (reg >= SM_X86_REGS) {
+    if (!sm_hv_reg_name(reg)) {
         return -EINVAL;
     }
     *value = vcpu->regs[reg];
@@ -100,7 +108,7 @@ int sm_hv_reg_set(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t value)
         *msr = value;
         return 0;
     }
-    if (reg >= SM_X86_REGS) {
+    if (!sm_hv_reg_name(reg)) {
         return -EINVAL;
     }
     vcpu->regs[reg] = value;
@@ -231,10 +239,24 @@ static void access_exit(struct insn *in, enum sm_exit_kind kind, uint64_t addr, 
     });
 }
 
+/* A data access the debugger watches is told after its instruction. */
+static void watch(struct insn *in, uint64_t linear, unsigned len, bool write)
+{
+    const struct sm_hv_debug *debug = &in->vcpu->debug;
+    for (unsigned i = 0; i < debug->count; i++) {
+        if (debug->points[i].watch && (write || debug->points[i].read) &&
+            linear < debug->points[i].addr + debug->points[i].len &&
+            debug->points[i].addr < linear + len) {
+            in->vcpu->watched = (int)i;
+        }
+    }
+}
+
 static void mem_to_reg(struct insn *in, uint64_t addr, unsigned len, unsigned reg)
 {
     uint64_t gpa = in->regs[SM_X86_DS_BASE] + addr;
     const uint8_t *p = sm_fake_ram(in->vcpu->hv, gpa, len, false);
+    watch(in, gpa, len, false);
     if (p) {
         reg_write(in->regs, reg, len, ram_load(p, len));
     } else {
@@ -247,6 +269,7 @@ static void reg_to_mem(struct insn *in, uint64_t addr, unsigned len, unsigned re
     uint64_t gpa = in->regs[SM_X86_DS_BASE] + addr;
     uint64_t v = reg_read(in, reg, len);
     uint8_t *p = sm_fake_ram(in->vcpu->hv, gpa, len, true);
+    watch(in, gpa, len, true);
     if (p) {
         ram_store(p, len, v);
     } else if (!sm_fake_ring(in->vcpu->hv, gpa, len, v)) {
@@ -341,6 +364,10 @@ static void load_idt(struct insn *in)
 
 static void breakpoint_trap(struct insn *in)
 {
+    if (in->vcpu->debug.soft && !in->vcpu->debug.inject) {
+        leave(in, sm_fake_debug_exit(in->vcpu, SM_DEBUG_SOFT, 0));
+        return;
+    }
     if (in->regs[SM_X86_IDT_LIMIT] >= 4 * 3 + 3) {
         fault(in, "the fake vCPU takes no traps");
         return;
@@ -441,35 +468,43 @@ static void execute(struct insn *in, uint8_t opcode)
     }
 }
 
-void sm_fake_retire(struct sm_hv_vcpu *vcpu)
+bool sm_fake_retire(struct sm_hv_vcpu *vcpu)
 {
     struct sm_fake_pending *p = &vcpu->pending;
     if (!p->active) {
-        return;
+        return false;
     }
     if (p->reg >= 0 && p->completed) {
         reg_write(vcpu->regs, (unsigned)p->reg, p->len, p->data & mask(p->len));
     }
     vcpu->regs[SM_X86_RIP] = p->next_rip;
     p->active = false;
+    return true;
 }
 
-static bool at_breakpoint(struct sm_hv_vcpu *vcpu)
+/* The breakpoint at RIP, or -1. */
+static int at_breakpoint(struct sm_hv_vcpu *vcpu)
 {
     uint64_t pc = vcpu->regs[SM_X86_CS_BASE] + vcpu->regs[SM_X86_RIP];
-    for (unsigned i = 0; i < vcpu->break_count; i++) {
-        if (vcpu->breaks[i] == pc && !vcpu->skip_break) {
-            return true;
+    for (unsigned i = 0; i < vcpu->debug.count; i++) {
+        if (!vcpu->debug.points[i].watch && vcpu->debug.points[i].addr == pc && !vcpu->skip_break) {
+            return (int)i;
         }
     }
-    return false;
+    return -1;
 }
 
-static struct sm_exit debug_exit(const struct sm_hv_vcpu *vcpu, uint64_t cause)
+struct sm_exit sm_fake_debug_exit(const struct sm_hv_vcpu *vcpu, enum sm_debug_why why,
+                                  unsigned point)
 {
     return (struct sm_exit){
         .kind = SM_EXIT_DEBUG,
-        .u.debug = { .pc = vcpu->regs[SM_X86_RIP], .cause = cause },
+        .u.debug = {
+            .pc = vcpu->regs[SM_X86_CS_BASE] + vcpu->regs[SM_X86_RIP],
+            .cause = why == SM_DEBUG_STEP ? 1u << 14 : 1u << point, /* as DR6 */
+            .why = why,
+            .point = point,
+        },
     };
 }
 
@@ -495,10 +530,12 @@ struct sm_exit sm_fake_interpret(struct sm_hv_vcpu *vcpu)
         if (atomic_exchange(&vcpu->kicked, false)) {
             return (struct sm_exit){ .kind = SM_EXIT_KICKED };
         }
-        if (at_breakpoint(vcpu)) {
+        int point = at_breakpoint(vcpu);
+        if (point >= 0) {
             vcpu->skip_break = true; /* so that running on passes it */
-            return debug_exit(vcpu, 1);
+            return sm_fake_debug_exit(vcpu, SM_DEBUG_BREAK, (unsigned)point);
         }
+        vcpu->watched = -1;
         vcpu->skip_break = false;
         uint8_t opcode;
         struct insn in = decode_start(vcpu, &opcode);
@@ -513,8 +550,11 @@ struct sm_exit sm_fake_interpret(struct sm_hv_vcpu *vcpu)
             return in.exit;
         }
         vcpu->regs[SM_X86_RIP] = in.ip;
-        if (vcpu->step) {
-            return debug_exit(vcpu, 1u << 14); /* DR6.BS */
+        if (vcpu->watched >= 0) {
+            return sm_fake_debug_exit(vcpu, SM_DEBUG_WATCH, (unsigned)vcpu->watched);
+        }
+        if (vcpu->debug.step) {
+            return sm_fake_debug_exit(vcpu, SM_DEBUG_STEP, 0);
         }
     }
 }

@@ -61,6 +61,7 @@ struct sm_hv_vcpu {
     bool entered;     /* KVM_RUN has worked once */
     bool paused;      /* settled since the last run: tell kvmclock */
     bool half_done;   /* the last exit's access waits to be retired */
+    uint8_t watch;    /* x86: debug registers that watch data, a bit each */
     struct sm_kvm_access access;
 };
 

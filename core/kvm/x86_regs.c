@@ -7,6 +7,8 @@
  * (debuggers, loaders, specs). A segment's ATTR packs its limit in the low 32
  * bits and, above, the access rights in VMX layout: type 0–3, S 4, DPL 5–6,
  * P 7, AVL 12, L 13, D/B 14, G 15, unusable 16.
+ *
+ * The FPU's registers are KVM_GET_FPU's; the wide ones are two numbers each.
  */
 #include "kvm.h"
 
@@ -14,12 +16,16 @@
 #include <stddef.h>
 #include <string.h>
 
-enum reg_home { HOME_NONE, HOME_REGS, HOME_SREGS, HOME_SEG, HOME_SEG_BASE, HOME_SEG_ATTR, HOME_LIMIT };
+enum reg_home {
+    HOME_NONE, HOME_REGS, HOME_SREGS, HOME_SEG, HOME_SEG_BASE, HOME_SEG_ATTR, HOME_LIMIT,
+    HOME_FPU,
+};
 
 struct reg_desc {
     const char *name;
     enum reg_home home;
     uint16_t offset;
+    uint8_t bytes; /* of HOME_FPU */
 };
 
 #define REG(id, field) [SM_X86_##id] = { #field, HOME_REGS, offsetof(struct kvm_regs, field) }
@@ -34,7 +40,19 @@ struct reg_desc {
     [SM_X86_##id##_LIMIT] = { #field "_limit", HOME_LIMIT,                                   \
                               offsetof(struct kvm_sregs, field.limit) }
 
-static const struct reg_desc regs_table[SM_X86_REGS] = {
+#define FPU(id, text, field)                                                               \
+    [SM_X86_##id] = { text, HOME_FPU, offsetof(struct kvm_fpu, field),                     \
+                      sizeof(((struct kvm_fpu *)0)->field) }
+#define ST(n)                                                                              \
+    [SM_X86_ST + 2 * n] = { "st" #n, HOME_FPU, offsetof(struct kvm_fpu, fpr[n]), 8 },      \
+    [SM_X86_ST + 2 * n + 1] = { "st" #n "_high", HOME_FPU,                                 \
+                                offsetof(struct kvm_fpu, fpr[n]) + 8, 2 }
+#define XMM(n)                                                                             \
+    [SM_X86_XMM + 2 * n] = { "xmm" #n, HOME_FPU, offsetof(struct kvm_fpu, xmm[n]), 8 },    \
+    [SM_X86_XMM + 2 * n + 1] = { "xmm" #n "_high", HOME_FPU,                               \
+                                 offsetof(struct kvm_fpu, xmm[n]) + 8, 8 }
+
+static const struct reg_desc regs_table[SM_X86_END] = {
     REG(RAX, rax), REG(RBX, rbx), REG(RCX, rcx), REG(RDX, rdx),
     REG(RSI, rsi), REG(RDI, rdi), REG(RSP, rsp), REG(RBP, rbp),
     REG(R8, r8), REG(R9, r9), REG(R10, r10), REG(R11, r11),
@@ -45,11 +63,16 @@ static const struct reg_desc regs_table[SM_X86_REGS] = {
     SEG(CS, cs), SEG(DS, ds), SEG(ES, es), SEG(FS, fs), SEG(GS, gs), SEG(SS, ss),
     SEG(TR, tr), SEG(LDT, ldt),
     TABLE(GDT, gdt), TABLE(IDT, idt),
+    FPU(FCW, "fcw", fcw), FPU(FSW, "fsw", fsw), FPU(FTW, "ftw", ftwx), FPU(FOP, "fop", last_opcode),
+    FPU(FIP, "fip", last_ip), FPU(FDP, "fdp", last_dp), FPU(MXCSR, "mxcsr", mxcsr),
+    ST(0), ST(1), ST(2), ST(3), ST(4), ST(5), ST(6), ST(7),
+    XMM(0), XMM(1), XMM(2), XMM(3), XMM(4), XMM(5), XMM(6), XMM(7),
+    XMM(8), XMM(9), XMM(10), XMM(11), XMM(12), XMM(13), XMM(14), XMM(15),
 };
 
 static const struct reg_desc *desc_of(uint64_t reg)
 {
-    if (reg >= SM_X86_REGS || regs_table[reg].home == HOME_NONE)
+    if (reg >= SM_X86_END || regs_table[reg].home == HOME_NONE)
         return NULL;
     return &regs_table[reg];
 }
@@ -63,7 +86,7 @@ const char *sm_hv_reg_name(uint64_t reg)
 
 int64_t sm_hv_reg_find(const char *name)
 {
-    for (unsigned i = 0; i < SM_X86_REGS; i++)
+    for (unsigned i = 0; i < SM_X86_END; i++)
         if (regs_table[i].name && !strcmp(regs_table[i].name, name))
             return i;
     return -EINVAL;
@@ -150,6 +173,12 @@ static void field_move(const struct reg_desc *d, void *base, uint64_t *value, bo
         }
         break;
     }
+    case HOME_FPU: /* little endian */
+        if (set)
+            memcpy(p, value, d->bytes);
+        else
+            memcpy(value, p, d->bytes);
+        break;
     default:
         if (set)
             memcpy(p, value, sizeof(*value));
@@ -164,8 +193,9 @@ static int reg_access(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t *value, bo
     union {
         struct kvm_regs regs;
         struct kvm_sregs sregs;
+        struct kvm_fpu fpu;
     } u;
-    bool general;
+    unsigned long get = KVM_GET_SREGS, put = KVM_SET_SREGS;
     int err;
 
     if (reg & SM_REG_MSR) {
@@ -176,12 +206,18 @@ static int reg_access(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t *value, bo
     d = desc_of(reg);
     if (!d)
         return -EINVAL;
-    general = d->home == HOME_REGS;
-    err = sm_kvm_ioctl(vcpu->fd, general ? KVM_GET_REGS : KVM_GET_SREGS, &u);
+    if (d->home == HOME_REGS) {
+        get = KVM_GET_REGS;
+        put = KVM_SET_REGS;
+    } else if (d->home == HOME_FPU) {
+        get = KVM_GET_FPU;
+        put = KVM_SET_FPU;
+    }
+    err = sm_kvm_ioctl(vcpu->fd, get, &u);
     if (err)
         return err;
     field_move(d, &u, value, set);
-    return set ? sm_kvm_ioctl(vcpu->fd, general ? KVM_SET_REGS : KVM_SET_SREGS, &u) : 0;
+    return set ? sm_kvm_ioctl(vcpu->fd, put, &u) : 0;
 }
 
 int sm_hv_reg_get(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t *value)

@@ -111,6 +111,23 @@ void sm_kvm_arch_vcpu_resume(struct sm_hv_vcpu *vcpu)
     sm_kvm_ioctl(vcpu->fd, KVM_KVMCLOCK_CTRL, NULL);
 }
 
+#define VECTOR_BP 3
+#define DR6_POINTS 15u
+
+static void classify_debug(const struct sm_hv_vcpu *vcpu, struct sm_exit *exit, uint32_t vector)
+{
+    unsigned hit = (unsigned)exit->u.debug.cause & DR6_POINTS;
+
+    if (vector == VECTOR_BP) {
+        exit->u.debug.why = SM_DEBUG_SOFT;
+    } else if (hit) {
+        exit->u.debug.point = (unsigned)__builtin_ctz(hit);
+        exit->u.debug.why = vcpu->watch >> exit->u.debug.point & 1 ? SM_DEBUG_WATCH : SM_DEBUG_BREAK;
+    } else {
+        exit->u.debug.why = SM_DEBUG_STEP;
+    }
+}
+
 bool sm_kvm_arch_exit(struct sm_hv_vcpu *vcpu, struct sm_exit *exit)
 {
     const struct kvm_run *run = vcpu->run;
@@ -120,6 +137,7 @@ bool sm_kvm_arch_exit(struct sm_hv_vcpu *vcpu, struct sm_exit *exit)
     exit->kind = SM_EXIT_DEBUG;
     exit->u.debug.pc = run->debug.arch.pc;
     exit->u.debug.cause = run->debug.arch.dr6;
+    classify_debug(vcpu, exit, run->debug.arch.exception);
     return true;
 }
 
@@ -227,21 +245,55 @@ int sm_hv_vcpu_enter(struct sm_hv_vcpu *vcpu, enum sm_entry_mode mode, uint64_t 
 #define DR7_GLOBAL_EXACT (1ull << 9)
 #define DR7_FIXED (1ull << 10)
 
-int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, bool step, const uint64_t *addrs, unsigned n)
+/* SDM vol. 3, 17.2.4: R/W and LEN of a debug register. */
+static uint64_t dr7_bits(unsigned i, uint8_t len, bool watch, bool read)
+{
+    static const uint64_t lens[9] = { [1] = 0, [2] = 1, [4] = 3, [8] = 2 };
+    uint64_t rw = !watch ? 0 : read ? 3 : 1;
+
+    return 2ull << (i * 2) | (rw | lens[len] << 2) << (16 + i * 4); /* global enable */
+}
+
+int sm_hv_vcpu_debug(struct sm_hv_vcpu *vcpu, const struct sm_hv_debug *debug)
 {
     struct kvm_guest_debug dbg;
 
-    if (n > 4)
+    if (debug->count > SM_HV_DEBUG_POINTS)
         return -EINVAL;
     memset(&dbg, 0, sizeof(dbg));
-    if (step)
-        dbg.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-    if (n)
-        dbg.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-    dbg.arch.debugreg[7] = n ? DR7_FIXED | DR7_GLOBAL_EXACT : DR7_FIXED;
-    for (unsigned i = 0; i < n; i++) {
-        dbg.arch.debugreg[i] = addrs[i];
-        dbg.arch.debugreg[7] |= 2ull << (i * 2); /* global enable, execute, 1 byte */
+    if (debug->step || debug->soft || debug->inject || debug->count)
+        dbg.control = KVM_GUESTDBG_ENABLE;
+    if (debug->step)
+        dbg.control |= KVM_GUESTDBG_SINGLESTEP;
+    if (debug->soft)
+        dbg.control |= KVM_GUESTDBG_USE_SW_BP;
+    if (debug->inject)
+        dbg.control |= KVM_GUESTDBG_INJECT_BP;
+    if (debug->count)
+        dbg.control |= KVM_GUESTDBG_USE_HW_BP;
+    dbg.arch.debugreg[7] = debug->count ? DR7_FIXED | DR7_GLOBAL_EXACT : DR7_FIXED;
+    vcpu->watch = 0;
+    for (unsigned i = 0; i < debug->count; i++) {
+        uint8_t len = debug->points[i].len;
+
+        if (len != 1 && len != 2 && len != 4 && len != 8)
+            return -EINVAL;
+        dbg.arch.debugreg[i] = debug->points[i].addr;
+        dbg.arch.debugreg[7] |= dr7_bits(i, len, debug->points[i].watch, debug->points[i].read);
+        vcpu->watch |= (uint8_t)(debug->points[i].watch << i);
     }
     return sm_kvm_ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &dbg);
+}
+
+int sm_hv_translate(struct sm_hv_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
+{
+    struct kvm_translation tr = { .linear_address = linear };
+    int err = sm_kvm_ioctl(vcpu->fd, KVM_TRANSLATE, &tr);
+
+    if (err)
+        return err;
+    if (!tr.valid)
+        return -EFAULT;
+    *gpa = tr.physical_address;
+    return 0;
 }

@@ -10,6 +10,9 @@
 --   proxy ─ calls ─▶ requests by id ─▶ pipe ─▶ sm-worker
 --     ▲── replies, events ◀── frames ◀── pipe ──┘
 --
+-- Devices written in Lua stay in this process: an access travels as an exit
+-- event, its handler runs as a task, the answer travels back.
+--
 -- The worker's end is an event like any other: {type = "state", state =
 -- "stopped", reason = "crash"}, unless the VM had stopped before. The proxy
 -- keeps the loop alive only while somebody waits for it.
@@ -22,6 +25,7 @@ local M = {}
 
 local LENGTH_BYTES = 4
 local END_SECONDS = 15 -- the worker ends itself sooner (core/worker.c)
+local EBUSY, BUSY_TURNS = 16, 1000 -- turns of the pipe, not of the vCPU
 
 ---@class sm.WorkerState what the loop's callbacks hold; never the proxy itself
 ---@field pipe userdata
@@ -40,6 +44,9 @@ local END_SECONDS = 15 -- the worker ends itself sooner (core/worker.c)
 ---@field polled boolean?
 ---@field over boolean? nothing more can come
 ---@field obituary string?
+---@field handlers table<integer, table> of devices, by claim
+---@field busy integer commands that ask again because a vCPU waits
+---@field held table<integer, boolean> vCPUs held for them
 
 ---@class sm.Worker
 ---@field package link sm.WorkerState
@@ -113,7 +120,13 @@ local function wake_waiters(state)
     end
 end
 
+local serve
+
 local function add_event(state, event)
+    if event.type == "exit" and state.handlers[event.claim] then
+        loop.spawn(serve, state, state.handlers[event.claim], event)
+        return
+    end
     state.events[#state.events + 1] = event
     if event.type == "state" and event.state == "stopped" then
         state.stopped = true
@@ -262,14 +275,185 @@ local function request(self, name, ...)
     return nil, reply[3], reply[4]
 end
 
+-- A request whose reply nobody waits for.
+local function post(state, name, args)
+    if not state.closed and not state.eof then
+        state.next_id = state.next_id + 1
+        state.pipe:write(string.pack("<s4", assert(core.request(state.next_id, name, args))))
+    end
+end
+
+-- ---- devices written in Lua ----
+
+local function ask_handler(handlers, event)
+    if event.write then
+        if handlers.write then
+            handlers.write(event.offset, event.value, event.len)
+        end
+        return nil
+    end
+    local value = handlers.read and handlers.read(event.offset, event.len)
+    if value ~= nil and not math.tointeger(value) then
+        error(("a read handler returned a %s, not an integer"):format(type(value)), 0)
+    end
+    return value
+end
+
+-- A task. A handler that raises gives the access what nobody's access gets.
+function serve(state, handlers, event)
+    local ok, value = pcall(ask_handler, handlers, event)
+    local hold = state.busy > 0
+    post(state, "vcpu.answer", { vcpu = event.vcpu, value = ok and value or nil, hold = hold })
+    if hold then
+        state.held[event.vcpu] = true
+    end
+    if not ok then
+        add_event(state, {
+            type = "device", claim = event.claim, vcpu = event.vcpu, error = tostring(value),
+        })
+    end
+end
+
+-- As long as a command asks again, answers hold their vCPU; after it they go
+-- on, but the one that was to be held.
+local Busy = {}
+Busy.__close = function(self)
+    local state = self.link
+    state.busy = state.busy - 1
+    if self.keep then
+        state.held[self.keep] = nil
+    end
+    for vcpu in pairs(state.held) do
+        post(state, "vcpu.continue", { vcpu = vcpu })
+    end
+    state.held = {}
+end
+
+-- A vCPU that waits for a handler of ours makes a command fail with EBUSY. The
+-- handler's turn comes while we ask again; it is held behind its access, so
+-- that a guest that hammers a device does not win. Yields.
+local function request_served(self, name, ...)
+    local res, err, errno = request(self, name, ...)
+    if errno ~= EBUSY then
+        return res, err, errno
+    end
+    local args = ...
+    local keep = name == "vcpu.hold" and (type(args) == "table" and args.vcpu or args)
+    self.link.busy = self.link.busy + 1
+    local _ <close> = setmetatable({ link = self.link, keep = keep or nil }, Busy)
+    for _ = 1, BUSY_TURNS do
+        res, err, errno = request(self, name, ...)
+        if errno ~= EBUSY then
+            break
+        end
+    end
+    return res, err, errno
+end
+
+local function send(self, name, ...)
+    if next(self.link.handlers) then
+        return request_served(self, name, ...)
+    end
+    return request(self, name, ...)
+end
+
 for _, command in ipairs(core.commands()) do
     if command.method then
         local name = command.name
         Worker[command.method] = function(self, ...)
-            return request(self, name, ...)
+            return send(self, name, ...)
         end
     end
 end
+
+local Device = {}
+Device.__index = Device
+Device.__name = "sm.Device"
+
+--- Give the range up: accesses go to nobody from now on. Yields.
+---@async
+function Device:close()
+    local state = self.vm.link
+    if self.closed then
+        return
+    end
+    self.closed = true
+    state.handlers[self.claim] = nil
+    if not state.closed and not state.eof then
+        self.vm:call("bus.release", { claim = self.claim })
+    end
+end
+
+Device.__close = Device.close
+
+function Device:__tostring()
+    local closed = self.closed or self.vm.link.closed
+    return closed and "device (closed)" or ("device (claim %d)"):format(self.claim)
+end
+
+--- A device written in Lua: a range of the bus, claimed, and who answers.
+--- Handlers run as tasks, one at a time for each vCPU. Yields.
+---@async
+---@param cfg { space: "mmio"|"pio", base: integer, size: integer|string, read: (fun(offset: integer, len: integer): integer?)?, write: fun(offset: integer, value: integer, len: integer)? }
+---@return table? device with :close()
+---@return string? err
+---@return integer? errno
+function Worker:device(cfg)
+    if type(cfg) ~= "table" then
+        error("bad argument #1 to 'device' (table expected, got " .. type(cfg) .. ")", 2)
+    end
+    local range, handlers = {}, {}
+    for key, value in pairs(cfg) do
+        range[key] = value
+    end
+    for _, key in ipairs { "read", "write" } do
+        local handler = range[key]
+        if handler ~= nil and type(handler) ~= "function" then
+            error(("vm.device: %s: expected a function, got %s"):format(key, type(handler)), 2)
+        end
+        range[key], handlers[key] = nil, handler
+    end
+    local claim, err, errno = send(self, "bus.claim", range)
+    if not claim then
+        return nil, err, errno
+    end
+    self.link.handlers[claim] = handlers
+    return setmetatable({ vm = self, claim = claim }, Device)
+end
+
+-- ---- parts: vm:vcpu(0), vm:line(5) ----
+
+-- A part is a number and its VM; its methods are the commands that take that
+-- number first, under the command's own name.
+local function add_part(method, key)
+    local Part = { __name = "sm." .. method }
+    Part.__index = Part
+    Part.__eq = function(a, b)
+        return a.vm == b.vm and a.number == b.number
+    end
+    Part.__tostring = function(self)
+        return ("%s %d%s"):format(method, self.number, self.vm.link.closed and " (closed)" or "")
+    end
+    for _, command in ipairs(core.commands()) do
+        if command.args and command.args[1] and command.args[1].key == key then
+            local name = command.name
+            Part[name:match("%.(.*)$")] = function(self, ...)
+                return send(self.vm, name, self.number, ...)
+            end
+        end
+    end
+    Worker[method] = function(self, number)
+        if self.link.closed then
+            error("attempt to use a closed vm", 2)
+        elseif not math.tointeger(number) then
+            error(("bad argument #1 to '%s' (integer expected, got %s)"):format(method, type(number)), 2)
+        end
+        return setmetatable({ vm = self, number = math.tointeger(number) }, Part)
+    end
+end
+
+add_part("vcpu", "vcpu")
+add_part("line", "gsi")
 
 --- Run a command by name. Yields.
 ---@async
@@ -282,7 +466,7 @@ function Worker:call(name, args)
     if args ~= nil and type(args) ~= "table" then
         error("bad argument #2 to 'call' (table expected, got " .. type(args) .. ")", 2)
     end
-    return request(self, name, args or {})
+    return send(self, name, args or {})
 end
 
 -- ---- events ----
@@ -460,7 +644,8 @@ function M.spawn(opts)
     end
     local state = {
         pipe = uv.new_pipe(false),
-        pending = {}, events = {}, waiters = {}, parts = {},
+        pending = {}, events = {}, waiters = {}, parts = {}, handlers = {},
+        busy = 0, held = {},
         input = "", part_bytes = 0, need_bytes = LENGTH_BYTES,
         holds = 0, next_id = 0,
         stopped = false, exited = false, eof = false, closed = false,

@@ -291,7 +291,9 @@ static void registers_round_trip(void)
 
 static int step_on(struct sm_hv_vcpu *vcpu, void *arg)
 {
-    return sm_hv_vcpu_debug(vcpu, *(bool *)arg, NULL, 0);
+    struct sm_hv_debug debug = { .step = *(bool *)arg };
+
+    return sm_hv_vcpu_debug(vcpu, &debug);
 }
 
 static int take_parked(struct rig *r)
@@ -324,7 +326,7 @@ static void single_steps_park_the_vcpu(void)
         CHECK_EQ(sm_vm_vcpu_call(r->vm, 0, read_rip, &rip), 0);
         CHECK_EQ(rip, last == RIG_CODE + 3 ? RIG_CODE : last + 1);
         last = rip;
-        CHECK_EQ(sm_vm_vcpu_continue(r->vm, 0), 0);
+        CHECK_EQ(sm_vm_vcpu_continue(r->vm, 0, false), 0);
     }
     rig_free(r);
 }

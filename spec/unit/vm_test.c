@@ -230,7 +230,7 @@ static void a_debug_exit_parks_one_vcpu(void)
 
     CHECK_EQ(sm_fake_script(sm_vm_hv(vm), 0, steps, 2), 0);
     CHECK_EQ(sm_fake_script(sm_vm_hv(vm), 1, &wait_kick, 1), 0);
-    CHECK_EQ(sm_vm_vcpu_continue(vm, 0), -EINVAL);
+    CHECK_EQ(sm_vm_vcpu_continue(vm, 0, false), -EINVAL);
     CHECK_EQ(sm_vm_start(vm), 0);
     for (unsigned i = 0; i < 30 && parked < 0; i++) {
         poll(&(struct pollfd){ sm_vm_events(vm)->fd, POLLIN, 0 }, 1, 1000);
@@ -241,7 +241,7 @@ static void a_debug_exit_parks_one_vcpu(void)
     CHECK_EQ(sm_vm_vcpu_call(vm, 0, add_one, &n), 1);
     sm_vm_state(vm, &st);
     CHECK_EQ(st.state, SM_VM_RUNNING);
-    CHECK_EQ(sm_vm_vcpu_continue(vm, 0), 0);
+    CHECK_EQ(sm_vm_vcpu_continue(vm, 0, false), 0);
     CHECK_EQ(wait_state(vm, SM_VM_STOPPED).reason, SM_STOP_POWEROFF);
     sm_vm_destroy(vm);
 }
