@@ -6,13 +6,19 @@ local shell = require "support.shell"
 local spec = require "support.vm"
 
 local loop = require "sm.loop"
+local uv = require "luv"
+
+-- Its socket lies on a file system of this kernel: /tmp is another's in the lab.
+uv.os_setenv("TMUX_TMPDIR", os.getenv "XDG_RUNTIME_DIR")
 
 local function tmux(...)
     return shell.run { "tmux", "-L", "sm-spec", "-f", "/dev/null", ... }
 end
 
+-- Each line begins with a line break and keeps the spaces at its end: a prompt
+-- ends in one.
 local function screen()
-    return tmux("capture-pane", "-p", "-t", "s")
+    return "\n" .. tmux("capture-pane", "-p", "-N", "-t", "s")
 end
 
 local function keys(...)
@@ -34,17 +40,17 @@ end
 
 describe("sm run -it", function()
     -- A shell of the user's; what runs in it comes and goes.
-    setup(function()
+    before_each(function()
         tmux("new-session", "-d", "-s", "s", "-x", "91", "-y", "27", "bash --norc")
         keys("PS1='host> '; stty -a > /tmp/sm-spec-tty.before; clear", "Enter")
         see "host> "
     end)
 
-    teardown(function()
+    after_each(function()
         pcall(tmux, "kill-server")
         os.remove "/tmp/sm-spec-tty.before"
         os.remove "/tmp/sm-spec-tty.after"
-        assert.same({}, spec.leftovers())
+        assert.same({}, spec.settled_leftovers())
     end)
 
     local function run()
