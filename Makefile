@@ -9,6 +9,7 @@
 #   core/lua_*.c                         its Lua module, sm.core
 #   core/image/                          the image module, sm.image_core
 #   core/guest/                          the guest's PID 1, static
+#   core/net/                            sm-net, the network's own process
 # SAN=asan|ubsan|tsan builds a sanitized copy below build/$(SAN)/.
 
 ARCH    ?= $(shell uname -m)
@@ -36,12 +37,14 @@ kvm_src   := $(core_src) $(wildcard core/kvm/*.c)
 fake_src  := $(core_src) $(wildcard core/fake/*.c)
 lua_src   := $(wildcard core/lua_*.c)
 image_src := $(wildcard core/image/*.c)
+# What of the network needs neither libslirp nor a process.
+net_src   := $(filter-out core/net/main.c core/net/control.c core/net/user.c,$(wildcard core/net/*.c))
 guest_src := $(wildcard core/guest/*.c)
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 .PHONY: all clean demo test soak bench kernel fuzz install check-format
-all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/guest/init
+all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/sm-net $(B)/guest/init
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 
@@ -71,6 +74,11 @@ $(B)/fake/sm-worker: $(call obj,core/worker.c) $(B)/libsmfake.a
 	@mkdir -p $(@D)
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
 
+# libslirp by its shared object alone: its .pc file asks for glib's headers.
+net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c
+$(B)/sm-net: $(call obj,$(net_bin_src))
+	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^ -lslirp
+
 # The guest's PID 1: static, small, no sanitizer; it shares only proto.h.
 $(B)/guest/init: $(guest_src) $(wildcard core/guest/*.h)
 	@mkdir -p $(@D)
@@ -89,10 +97,12 @@ unit_names := $(patsubst spec/unit/%_test.c,%,$(wildcard spec/unit/*_test.c))
 unit_bins  := $(addprefix $(B)/unit/,$(unit_names))
 .PHONY: unit
 unit: $(unit_bins)
-$(B)/unit/%: spec/unit/%_test.c spec/unit/test.h $(B)/libsmfake.a $(B)/libsmimage.a
+$(B)/unit/%: spec/unit/%_test.c spec/unit/test.h $(B)/libsmfake.a $(B)/libsmimage.a $(B)/libsmnet.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LUA_CFLAGS) -Icore/image -Icore/guest -Ispec/unit -o $@ $< \
-	    $(B)/libsmfake.a $(B)/libsmimage.a $(IMAGE_LIBS)
+	    $(B)/libsmnet.a $(B)/libsmfake.a $(B)/libsmimage.a $(IMAGE_LIBS)
+$(B)/libsmnet.a: $(call obj,$(net_src))
+	rm -f $@ && $(AR) rcs $@ $^
 $(B)/libsmimage.a: $(call obj,$(filter-out core/image/lua_%.c,$(image_src)))
 	rm -f $@ && $(AR) rcs $@ $^
 
@@ -108,7 +118,7 @@ $(B)/kvmtest/%: spec/kvm/%_test.c spec/unit/test.h $(wildcard spec/kvm/*.h) $(B)
 # scripts/fuzz runs them.
 fuzz_names := $(patsubst spec/fuzz/%_fuzz.c,%,$(wildcard spec/fuzz/*_fuzz.c))
 fuzz_bins  := $(addprefix build/fuzz/,$(fuzz_names))
-fuzz_lib   := $(fake_src) $(filter-out core/image/lua_%.c,$(image_src))
+fuzz_lib   := $(fake_src) $(filter-out core/image/lua_%.c,$(image_src)) $(net_src)
 fuzz: $(fuzz_bins)
 build/fuzz/obj/%.o: %.c
 	@mkdir -p $(@D)

@@ -9,9 +9,11 @@
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/if_tun.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <stddef.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -137,7 +139,26 @@ static void allow_if_arg(struct program *p, int nr, unsigned arg, uint32_t mask,
     answer(p, SECCOMP_RET_ERRNO | EPERM);
 }
 
-static void build(struct program *p)
+/* Of a process that is there to make connections. */
+static void build_network(struct program *p)
+{
+    static const int families[] = { AF_UNIX, AF_INET, AF_INET6 };
+    answer_if(p, __NR_bind, SECCOMP_RET_ALLOW);
+    answer_if(p, __NR_listen, SECCOMP_RET_ALLOW);
+    emit(p, BPF_JMP | BPF_JEQ | BPF_K, __NR_socket, 0, 2 + 2 * 3);
+    load(p, arg_low(0));
+    for (size_t i = 0; i < 3; i++) {
+        answer_if(p, families[i], SECCOMP_RET_ALLOW);
+    }
+    answer(p, SECCOMP_RET_ERRNO | EAFNOSUPPORT);
+    emit(p, BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 2 + 2 * 2);
+    load(p, arg_low(1));
+    answer_if(p, FIONREAD, SECCOMP_RET_ALLOW);
+    answer_if(p, TUNSETOFFLOAD, SECCOMP_RET_ALLOW);
+    answer(p, SECCOMP_RET_ERRNO | EPERM);
+}
+
+static void build(struct program *p, bool network)
 {
     const uint32_t allow = SECCOMP_RET_ALLOW;
     load(p, offsetof(struct seccomp_data, arch));
@@ -149,7 +170,11 @@ static void build(struct program *p)
     emit(p, BPF_JMP | BPF_JGE | BPF_K, 0x40000000, 0, 1);
     answer(p, SECCOMP_RET_KILL_PROCESS);
 #endif
-    allow_if_arg(p, __NR_ioctl, 1, 0xff00, KVM_IOCTLS << 8);
+    if (network) {
+        build_network(p);
+    } else {
+        allow_if_arg(p, __NR_ioctl, 1, 0xff00, KVM_IOCTLS << 8);
+    }
     for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++) {
         answer_if(p, allowed[i], allow);
     }
@@ -173,10 +198,10 @@ static void build(struct program *p)
 }
 
 /* All threads at once; a positive result would be the thread that could not. */
-static int apply_seccomp(struct sm_confinement *done)
+static int apply_seccomp(struct sm_confinement *done, bool network)
 {
     struct program p = { .len = 0 };
-    build(&p);
+    build(&p, network);
     if (p.len > MAX_INSNS) {
         return -E2BIG;
     }
@@ -204,7 +229,7 @@ struct ruleset {
     uint64_t access_fs, access_net, scoped;
 };
 
-static int apply_landlock(struct sm_confinement *done)
+static int apply_landlock(struct sm_confinement *done, bool network)
 {
     long abi = syscall(__NR_landlock_create_ruleset, NULL, 0, 1u /* VERSION */);
     if (abi < 1) {
@@ -214,7 +239,7 @@ static int apply_landlock(struct sm_confinement *done)
     unsigned rights = abi >= 5 ? 16 : abi >= 3 ? 15 : abi >= 2 ? 14 : 13;
     struct ruleset rules = {
         .access_fs = (1ull << rights) - 1,
-        .access_net = abi >= 4 ? 3 : 0, /* bind and connect of TCP */
+        .access_net = abi >= 4 && !network ? 3 : 0, /* bind and connect of TCP */
         .scoped = abi >= 6 ? 3 : 0,     /* abstract unix sockets, signals */
     };
     size_t size = abi >= 6 ? 24 : abi >= 4 ? 16 : 8;
@@ -260,7 +285,7 @@ static int apply_limits(struct sm_confinement *done)
     return err;
 }
 
-int sm_confine(struct sm_confinement *done)
+static int confine(struct sm_confinement *done, bool network, bool files)
 {
     *done = (struct sm_confinement){ 0 };
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) {
@@ -268,11 +293,21 @@ int sm_confine(struct sm_confinement *done)
     }
     done->no_new_privs = true;
     int err = apply_limits(done);
-    if (!err && !SANITIZED) {
-        err = apply_landlock(done);
+    if (!err && !SANITIZED && !files) {
+        err = apply_landlock(done, network);
     }
     if (!err && !SANITIZED) {
-        err = apply_seccomp(done);
+        err = apply_seccomp(done, network);
     }
     return err;
+}
+
+int sm_confine(struct sm_confinement *done)
+{
+    return confine(done, false, false);
+}
+
+int sm_confine_network(struct sm_confinement *done, bool files)
+{
+    return confine(done, true, files);
 }

@@ -23,5 +23,8 @@
 /* Do what this kernel offers and say what that was. What is not offered is
  * left false; only a failure of what is offered is an error (-errno). */
 int sm_confine(struct sm_confinement *done);
+/* The same for sm-net, whose work is sockets: internet ones too, bound and
+ * listening. files: paths stay in reach (a switch makes sockets as it goes). */
+int sm_confine_network(struct sm_confinement *done, bool files);
 
 #endif

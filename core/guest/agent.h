@@ -10,6 +10,7 @@
  *   end.c      signals, reaping, the orderly end
  *   early.c    first mounts, modules; root.c: root device, overlay, switch
  *   setup.c    hostname, loopback, /etc files, clock, entropy
+ *   net.c      network cards
  *   frame.c request.c users.c   parsers, without state
  *
  * Functions return 0 or -errno. Only the forked child and main exit. In a test
@@ -195,6 +196,8 @@ void sm_root_leave(struct sm_agent *a);
 /* The device node of the disk with that serial. 0, -ENOENT, -ETIMEDOUT. */
 int sm_disk_by_serial(const char *serial, int timeout_ms, char *out, size_t size);
 void sm_setup_system(const struct sm_boot_req *req);
+/* net.c */
+int sm_setup_net(const struct sm_boot_req *req, const char **what);
 int sm_setup_mounts(const struct sm_boot_req *req, const char **what);
 void sm_setup_clock(uint64_t realtime_ns);
 void sm_setup_entropy(const uint8_t *bytes, uint32_t len);

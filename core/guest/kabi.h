@@ -27,6 +27,23 @@ struct kabi_sockaddr_nl {
     uint32_t pid, groups;
 };
 
+/* <linux/ipv6.h>, <linux/ipv6_route.h> */
+struct kabi_in6_ifreq {
+    uint8_t addr[16];
+    uint32_t prefix;
+    int ifindex;
+};
+
+struct kabi_in6_rtmsg {
+    uint8_t dst[16], src[16], gateway[16];
+    uint32_t type;
+    uint16_t dst_len, src_len;
+    uint32_t metric;
+    unsigned long info;
+    uint32_t flags;
+    int ifindex;
+};
+
 #define KABI_RNDADDENTROPY 0x40085203 /* _IOW('R', 3, int[2]) */
 #define KABI_RNDRESEEDCRNG 0x5207     /* _IO('R', 7) */
 

@@ -140,6 +140,10 @@ void sm_boot(struct sm_agent *a, const uint8_t *data, size_t len)
         a->marks[SM_MARK_ROOT] = sm_now_ns();
         if (rc == 0) {
             sm_setup_system(&req);
+            stage = SM_STAGE_NET;
+            rc = sm_setup_net(&req, &what);
+        }
+        if (rc == 0) {
             stage = SM_STAGE_MOUNT;
             rc = sm_setup_mounts(&req, &what);
         }

@@ -141,6 +141,9 @@ enum {
                              source "serial:NAME" is a disk by its serial */
     SM_BOOT_GRACE = 8,    /* u32 ms between stop signal and SIGKILL */
     SM_BOOT_FLAGS = 9,    /* u32 SM_BOOTF_* */
+    SM_BOOT_NET = 16,     /* mac[6], mtu u32 (0: leave), then address/prefix NUL
+                             gateway NUL of IPv4, the same of IPv6; empty: none;
+                             repeated, one a card */
 };
 #define SM_BOOTF_DISCARD 0x01 /* scratch is thrown away: do not write it back */
 #define SM_BOOTF_ALL 0x01
@@ -197,6 +200,7 @@ enum {
     SM_STAGE_ROOT = 7,    /* BOOT: root device, overlay */
     SM_STAGE_SCRATCH = 8, /* BOOT: the writable disk */
     SM_STAGE_MOUNT = 9,   /* BOOT: a mount asked for */
+    SM_STAGE_NET = 10,    /* BOOT: a network card */
 };
 
 enum {

@@ -217,6 +217,26 @@ static int push_mount(const struct sm_field *f, struct sm_boot_req *r)
     return m->target[0] == '/' ? 0 : -EINVAL;
 }
 
+/* mac, mtu, and four strings, each with its NUL */
+static int push_net(const struct sm_field *f, struct sm_boot_req *r)
+{
+    if (r->net_count == SM_NETS_MAX || f->len < 14)
+        return -EPROTO;
+    struct sm_net_req *n = &r->nets[r->net_count++];
+    char *parts[4] = { n->ip4, n->gw4, n->ip6, n->gw6 };
+    const uint8_t *at = f->value + 10, *end = f->value + f->len;
+    memcpy(n->mac, f->value, 6);
+    n->mtu = sm_get32(f->value + 6);
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *stop = at < end ? memchr(at, 0, (size_t)(end - at)) : NULL;
+        if (!stop || stop - at >= (long)sizeof(n->ip4))
+            return -EPROTO;
+        memcpy(parts[i], at, (size_t)(stop - at) + 1);
+        at = stop + 1;
+    }
+    return at == end ? 0 : -EPROTO;
+}
+
 static int boot_field(const struct sm_field *f, struct sm_boot_req *r)
 {
     switch (f->tag) {
@@ -248,6 +268,8 @@ static int boot_field(const struct sm_field *f, struct sm_boot_req *r)
     case SM_BOOT_GRACE:
         r->has_grace = true;
         return take_u32(f, &r->grace_ms);
+    case SM_BOOT_NET:
+        return push_net(f, r);
     case SM_BOOT_FLAGS:
         return take_u32(f, &r->flags);
     default:

@@ -9,6 +9,7 @@
 #define SM_RLIMITS_MAX 16
 #define SM_GROUPS_MAX 128
 #define SM_MOUNTS_MAX 64
+#define SM_NETS_MAX 8
 
 struct sm_rlimit_set {
     uint32_t resource;
@@ -45,6 +46,12 @@ struct sm_mount_req {
     char *type, *source, *target, *options;
 };
 
+struct sm_net_req {
+    uint8_t mac[6];
+    uint32_t mtu;
+    char ip4[48], gw4[48], ip6[48], gw6[48]; /* "" when there is none */
+};
+
 struct sm_boot_req {
     uint32_t root, grace_ms, flags;
     bool has_grace, has_clock;
@@ -54,6 +61,8 @@ struct sm_boot_req {
     uint32_t entropy_len;
     struct sm_mount_req mounts[SM_MOUNTS_MAX];
     unsigned mount_count;
+    struct sm_net_req nets[SM_NETS_MAX];
+    unsigned net_count;
 };
 
 /*

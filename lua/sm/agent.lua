@@ -248,7 +248,7 @@ end
 
 local boot_keys = {
     root = 1, hostname = 1, hosts = 1, resolv = 1, clock = 1, entropy = 1, mounts = 1,
-    grace = 1, discard = 1, timeout = 1, nowait = 1,
+    grace = 1, discard = 1, nets = 1, timeout = 1, nowait = 1,
 }
 
 local function boot_fields(opts)
@@ -271,6 +271,14 @@ local function boot_fields(opts)
     if opts.grace then
         parts[#parts + 1] = wire.field_u32(8, math.floor(opts.grace * 1000))
     end
+    for _, n in ipairs(opts.nets or {}) do
+        wire.check_keys("net", n, { mac = 1, mtu = 1, ip4 = 1, gw4 = 1, ip6 = 1, gw6 = 1 })
+        local mac = n.mac:gsub("%x%x:?", function(byte)
+            return string.char(tonumber(byte:sub(1, 2), 16))
+        end)
+        parts[#parts + 1] = wire.field(16, string.pack("<c6I4zzzz", mac, n.mtu or 0,
+            n.ip4 or "", n.gw4 or "", n.ip6 or "", n.gw6 or ""))
+    end
     for _, m in ipairs(opts.mounts or {}) do
         wire.check_keys("mount", m, { type = 1, source = 1, target = 1, options = 1 })
         parts[#parts + 1] = wire.field(7, table.concat({
@@ -284,7 +292,7 @@ end
 --- it only sends; the requests that follow fail if it does. Yields.
 ---@async
 ---@param opts table root, hostname, hosts, resolv, clock (ns), entropy, mounts (list of
---- {type, source, target, options}), grace (s), discard, timeout (s), nowait
+--- {type, source, target, options}), nets (list of {mac, mtu, ip4 = "a/n", gw4, ip6, gw6}), grace (s), discard, timeout (s), nowait
 ---@return table? marks, string? err, table? failure
 function Agent:boot(opts)
     wire.check_keys("agent:boot", opts, boot_keys)

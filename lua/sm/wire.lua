@@ -30,7 +30,7 @@ M.marks = {
 }
 M.reasons = { [0] = "exited", "poweroff", "reboot", "failed" }
 M.stages = {
-    [0] = "request", "chain", "spawn", "user", "cwd", "exec", "file", "root", "scratch", "mount",
+    [0] = "request", "chain", "spawn", "user", "cwd", "exec", "file", "root", "scratch", "mount", "net",
 }
 M.roots = { auto = 0, scratch = 1, tmpfs = 2, readonly = 3, initramfs = 4 }
 

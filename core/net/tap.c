@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A tap device: frames go into the host's own network stack. The device is
+ * somebody's to set up (address, bridge, masquerade); one that exists and is
+ * owned by the user needs no privilege, making one needs CAP_NET_ADMIN.
+ *
+ * Offloads pass through: the header of a frame is the same one that the tap
+ * speaks (IFF_VNET_HDR), and what the guest's driver takes is told to the tap.
+ *
+ * Source: Linux Documentation/networking/tuntap.rst. Threads: one.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "backends.h"
+
+#define BATCH 64
+
+struct tap {
+    struct sm_backend backend;
+    int fd, index;
+    uint8_t in[SM_NET_MAX_FRAME];
+};
+
+static void tap_send(struct sm_backend *b, const struct sm_net_hdr *hdr, uint8_t *frame, size_t len)
+{
+    struct tap *t = (struct tap *)b;
+    struct sm_net_hdr h = *hdr;
+    struct iovec iov[2] = { { &h, sizeof(h) }, { frame, len } };
+    ssize_t n = writev(t->fd, iov, 2);
+
+    (void)n; /* full: a wire loses frames */
+}
+
+static void tap_fill(struct sm_backend *b, struct sm_poll *poll)
+{
+    struct tap *t = (struct tap *)b;
+
+    t->index = sm_nic_full(b->nic) ? -1 : sm_poll_add(poll, t->fd, POLLIN);
+}
+
+static void tap_serve(struct sm_backend *b, struct sm_poll *poll)
+{
+    struct tap *t = (struct tap *)b;
+    struct sm_net_hdr h;
+    struct iovec iov[2] = { { &h, sizeof(h) }, { t->in, sizeof(t->in) } };
+
+    if (!sm_poll_got(poll, t->index))
+        return;
+    for (unsigned i = 0; i < BATCH && !sm_nic_full(b->nic); i++) {
+        ssize_t n = readv(t->fd, iov, 2);
+
+        if (n < (ssize_t)(sizeof(h) + SM_NET_MIN_FRAME))
+            return;
+        sm_nic_deliver(b->nic, &h, t->in, (size_t)n - sizeof(h));
+    }
+}
+
+static void tap_offloads(struct sm_backend *b, unsigned offloads)
+{
+    unsigned long f = 0;
+
+    if (offloads & SM_NET_OFFLOAD_CSUM) {
+        f |= TUN_F_CSUM;
+        f |= offloads & SM_NET_OFFLOAD_TSO4 ? TUN_F_TSO4 : 0;
+        f |= offloads & SM_NET_OFFLOAD_TSO6 ? TUN_F_TSO6 : 0;
+        if (f & (TUN_F_TSO4 | TUN_F_TSO6) && offloads & SM_NET_OFFLOAD_ECN)
+            f |= TUN_F_TSO_ECN;
+    }
+    ioctl(((struct tap *)b)->fd, TUNSETOFFLOAD, f);
+}
+
+static void tap_destroy(struct sm_backend *b)
+{
+    close(((struct tap *)b)->fd);
+    free(b);
+}
+
+static const struct sm_backend_ops tap_ops = {
+    .type = "tap",
+    .send = tap_send,
+    .fill = tap_fill,
+    .serve = tap_serve,
+    .offloads = tap_offloads,
+    .destroy = tap_destroy,
+    .takes = SM_NET_OFFLOAD_ALL,
+};
+
+int sm_tap_create(struct sm_nic *nic, char name[16], struct sm_backend **out)
+{
+    struct ifreq r = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
+    int header = sizeof(struct sm_net_hdr), err;
+    struct tap *t = calloc(1, sizeof(*t));
+
+    if (!t)
+        return -ENOMEM;
+    memcpy(r.ifr_name, name, 15);
+    t->backend = (struct sm_backend){ &tap_ops, nic };
+    t->fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (t->fd >= 0 && ioctl(t->fd, TUNSETIFF, &r) == 0 &&
+        ioctl(t->fd, TUNSETVNETHDRSZ, &header) == 0) {
+        snprintf(name, 16, "%s", r.ifr_name);
+        tap_offloads(&t->backend, 0);
+        *out = &t->backend;
+        return 0;
+    }
+    err = -errno;
+    if (t->fd >= 0)
+        close(t->fd);
+    free(t);
+    return err;
+}
