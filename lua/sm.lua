@@ -12,11 +12,14 @@
 -- a plain script they simply return when they are done.
 
 local config = require "sm.config"
+local net = require "sm.net"
 
 local M = {}
 
 M.version = require "sm.version"
 M.loop = require "sm.loop"
+--- Networks between VMs: sm.net.switch().
+M.net = net
 
 --- Make an image ready to run: fetched when it is not here. `ref` is a
 --- registry reference (`debian:12`, `host:5000/app@sha256:…`) or an image of

@@ -5,6 +5,7 @@
 
 local uv = require "luv"
 local args = require "sm.cli.args"
+local net_config = require "sm.net_config"
 
 local M = {}
 
@@ -97,6 +98,15 @@ local KEYS = {
     boot_timeout = is "number",
     on_console = is "function",
     on_event = is "function",
+    net = net_config.net,
+    publish = net_config.publish,
+    publish_all = is "boolean",
+    allow = net_config.rules,
+    dns = net_config.rules,
+    dns_search = net_config.rules,
+    add_host = net_config.add_host,
+    pcap = is "string",
+    on_net = is "function",
     progress = is "function",
     pull = function(v)
         if v ~= "missing" and v ~= "always" and v ~= "never" then
@@ -129,6 +139,7 @@ function M.check(cfg)
         end
         out[key] = ok
     end
+    out.net = out.net or net_config.net()
     out.cpus = out.cpus or 1
     out.memory = out.memory or math.min(M.DEFAULT_MEMORY, uv.get_total_memory() // (2 << 20) * (2 << 20))
     out.disk = out.disk or require("sm.scratch").DEFAULT_BYTES

@@ -13,6 +13,7 @@ local loop = require "sm.loop"
 local agent = require "sm.agent"
 local initramfs = require "sm.initramfs"
 local kernel = require "sm.kernel"
+local net = require "sm.net"
 local rundir = require "sm.rundir"
 local scratch = require "sm.scratch"
 local worker = require "sm.worker"
@@ -107,7 +108,7 @@ local function listen(path)
 end
 
 -- Give the worker its machine. Yields.
-local function wire(w, cfg, image, files, dir)
+local function wire(w, cfg, image, files, dir, network)
     local steps = {
         { "vm.create", { cpus = cfg.cpus, memory = cfg.memory } },
         { "device.add", { type = "serial" } },
@@ -122,6 +123,9 @@ local function wire(w, cfg, image, files, dir)
             extents = { { path = files.scratch, offset = 0, length = cfg.disk } },
             overlay = files.overlay, ephemeral = true,
         } }
+    end
+    for _, device in ipairs(network and network.devices or {}) do
+        steps[#steps + 1] = device
     end
     steps[#steps + 1] = { "kernel.load", {
         kernel = files.kernel.path, initrd = files.initrd, cmdline = M.cmdline(cfg),
@@ -139,13 +143,21 @@ local function wire(w, cfg, image, files, dir)
 end
 
 -- What a stock kernel needs for a root in memory, in the order of loading.
+local NET_MODULES = { "failover.ko", "net_failover.ko", "virtio_net.ko" }
 local PMEM_MODULES = { "libnvdimm.ko", "nd_btt.ko", "nd_pmem.ko", "nd_virtio.ko", "virtio_pmem.ko" }
 
 -- The drivers that go into the initramfs, or nil and why there are none.
 local function modules_for(found, cfg)
     local modules = found.initrd_modules
-    if cfg.rootfs ~= "pmem" or #modules == 0 then
+    if #modules == 0 then
         return modules
+    end
+    local wanted = {}
+    if #cfg.net > 0 then
+        table.move(NET_MODULES, 1, #NET_MODULES, 1, wanted)
+    end
+    if cfg.rootfs == "pmem" then
+        table.move(PMEM_MODULES, 1, #PMEM_MODULES, #wanted + 1, wanted)
     end
     local by_name = {}
     for _, list in ipairs { found.initrd_modules, found.extra_modules or {} } do
@@ -154,9 +166,9 @@ local function modules_for(found, cfg)
         end
     end
     modules = table.move(modules, 1, #modules, 1, {})
-    for _, name in ipairs(PMEM_MODULES) do
+    for _, name in ipairs(wanted) do
         if not by_name[name] then
-            return nil, ("rootfs = \"pmem\": this kernel comes without %s; use our own kernel"):format(name)
+            return nil, ("this kernel comes without %s; use our own kernel, or do without (net = \"none\", rootfs = \"blk\")"):format(name)
         end
         modules[#modules + 1] = by_name[name]
     end
@@ -224,6 +236,10 @@ function M.start(image, cfg, marks)
     if not parts.worker then
         return give_up(err)
     end
+    parts.network, err = net.start(cfg, image, id, dir.path)
+    if err then
+        return give_up(err)
+    end
     local files
     files, err = prepare(cfg, id)
     if not files then
@@ -231,7 +247,7 @@ function M.start(image, cfg, marks)
     end
     parts.kernel = files.kernel
     local ok
-    ok, err = wire(parts.worker, cfg, image, files, dir.path)
+    ok, err = wire(parts.worker, cfg, image, files, dir.path, parts.network)
     if not ok then
         return give_up(err)
     end
@@ -258,6 +274,10 @@ function M.stop(parts)
     if parts.worker then
         parts.worker:close()
         parts.worker = nil
+    end
+    if parts.network then
+        parts.network:close()
+        parts.network = nil
     end
     if parts.rundir then
         parts.rundir:close()

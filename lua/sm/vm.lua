@@ -190,19 +190,26 @@ function M.start(image, cfg)
         loop.spawn(lost_agent, self, why)
     end
     local hostname = cfg.hostname or self.id
+    local network = parts.network and parts.network:boot_fields(hosts_file(hostname)) or {}
     local ok
     ok, err = agent:boot {
         root = cfg.read_only and "readonly" or "scratch",
         hostname = hostname,
-        hosts = hosts_file(hostname),
+        hosts = network.hosts or hosts_file(hostname),
+        resolv = network.resolv,
+        nets = network.nets,
     }
     if not ok then
         local words = last_words(self)
         self:close()
-        return nil, "the guest could not mount its root: " .. tostring(err) .. words
+        return nil, "the guest could not set itself up: " .. tostring(err) .. words
     end
     self.timeline.booted = loop.now()
     self.guest_marks = agent.marks
+    if parts.network then
+        self.ports = parts.network.ports
+        parts.network:ready(self)
+    end
     return self
 end
 
@@ -305,6 +312,18 @@ VM.__close = VM.close
 ---@return string? err
 function VM:stats()
     return self.parts.worker:call("vm.stats", {})
+end
+
+--- Counters of the network cards, from outside the guest: frames, bytes, drops
+--- by their reason, the flows. Yields.
+---@async
+---@return table[]? cards
+---@return string? err
+function VM:net_stats()
+    if not self.parts.network then
+        return {}
+    end
+    return self.parts.network:stats()
 end
 
 return M

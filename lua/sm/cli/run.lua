@@ -9,14 +9,13 @@
 local uv = require "luv"
 local config = require "sm.config"
 local loop = require "sm.loop"
+local net_config = require "sm.net_config"
 local oci_config = require "sm.oci_config"
 local progress = require "sm.cli.progress"
 local sm = require "sm"
 local streams = require "sm.cli.streams"
 local terminal = require "sm.cli.terminal"
 local timeline = require "sm.cli.timeline"
-
-local NETWORK = "there is no network in the guest yet"
 
 local M = {
     usage = "sm run [flags] IMAGE [COMMAND [ARG…]]",
@@ -55,7 +54,19 @@ local M = {
         { "quiet", "q", nil, "no progress" },
         { "volume", "v", "SRC:DST", "shared folders: not there yet", kind = "list",
             absent = "shared folders are not there yet; copy files with a layer or vm:write_file" },
-        { "publish", "p", "HOST:GUEST", "published ports: not there yet", kind = "list", absent = NETWORK },
+        { "net", nil, "NETWORK", "user (default), none, tap=NAME[,ip=A/N,gw=A], unix=PATH", kind = "list" },
+        { "network", nil, "NETWORK", "the same, as Docker spells it", kind = "list" },
+        { "publish", "p", "[IP:]HOST:GUEST[/udp]", "reach a port of the guest; IP is 127.0.0.1 unless told",
+            kind = "list" },
+        { "publish-all", "P", nil, "the same for every port the image exposes, at free ports" },
+        { "egress", nil, "POLICY", "deny_private (default): the internet, not this host nor private\n"
+            .. "networks; allow_all; deny: only what --allow names", kind = "string" },
+        { "allow", nil, "WHERE[:PORT]", "open an address, network, name, or `host` to the guest", kind = "list" },
+        { "dns", nil, "ADDRESS", "ask this server instead of the host's", kind = "list" },
+        { "dns-search", nil, "DOMAIN", "search domains", kind = "list" },
+        { "add-host", nil, "NAME:ADDRESS", "a line of /etc/hosts; host-gateway is this host", kind = "list" },
+        { "mtu", nil, "N", "of the network card (default 65520; 1500 on a tap)", kind = "integer" },
+        { "pcap", nil, "FILE", "record the guest's traffic", kind = "string" },
         { "detach", "d", nil, "run in the background: not there yet",
             absent = "background VMs are not there yet; run it in the foreground" },
     },
@@ -63,9 +74,42 @@ local M = {
     needs = "an image",
 }
 
+-- The cards that --net, --network, --egress and --mtu describe.
+local function cards(o)
+    local names = o.net or o.network or { "user" }
+    local out = {}
+    for i, name in ipairs(names) do
+        -- Docker's word for what every container gets.
+        out[i] = (name == "bridge" or name == "default") and "user" or name
+    end
+    if not o.egress and not o.mtu then
+        return out
+    end
+    for i, name in ipairs(out) do
+        local list = net_config.net(name)
+        if not list then
+            return out -- config.check has the words for it
+        end
+        local card = list[1]
+        if card then
+            card.policy, card.mtu = o.egress or card.policy, o.mtu or card.mtu
+        end
+        out[i] = card or false
+    end
+    return out
+end
+
 -- Flags → configuration of the machine.
 local function machine_config(o)
     return {
+        net = cards(o),
+        publish = o.publish,
+        publish_all = o.publish_all,
+        allow = o.allow,
+        dns = o.dns,
+        dns_search = o.dns_search,
+        add_host = o.add_host,
+        pcap = o.pcap,
         cpus = o.cpus,
         memory = o.memory,
         disk = o.disk,
@@ -181,6 +225,11 @@ local function boot(o, image, process, marks)
         return failure and failure.stage == "exec" and failure.status or nil, err
     end
     vm.timeline.command = loop.now()
+    if o.publish_all and not o.quiet then
+        for _, port in ipairs(vm.ports or {}) do
+            io.stderr:write(("sm: %s:%d -> %d/%s\n"):format(port.addr, port.port, port.guest, port.proto))
+        end
+    end
     if o.verbose or o.timeline then
         io.stderr:write(timeline.format(vm, marks))
     end
