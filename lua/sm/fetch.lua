@@ -96,7 +96,9 @@ function Fetch:exchange(request, watching)
         end
         return function()
             self.waiting[id] = nil
-            self.fetcher:cancel(id)
+            if self.fetcher then -- not closed meanwhile
+                self.fetcher:cancel(id)
+            end
             if next(self.waiting) == nil then
                 close_poll(self)
             end
@@ -127,6 +129,7 @@ function Fetch:close()
         self.fetcher:close()
         self.fetcher = nil
     end
+    loop.flush()
 end
 Fetch.__close = Fetch.close
 

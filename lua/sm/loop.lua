@@ -137,9 +137,16 @@ local function run_until(cond)
             error("deadlock: waiting for something that nothing can bring", 0)
         end
     end
-    -- Let handles that are closing finish: luv 1.44 crashes at the exit of a
-    -- program that leaves one half closed.
-    uv.run("nowait")
+    M.flush()
+end
+
+--- Let handles that are closing finish, unless a running loop will. luv 1.44
+--- crashes at the end of a Lua state that leaves one half closed, so whatever
+--- closes handles without waiting after it ends with this.
+function M.flush()
+    if not uv.loop_mode() then
+        uv.run("nowait")
+    end
 end
 
 --- Wait for an answer. `setup(resume)` starts the operation and returns a

@@ -283,6 +283,7 @@ function M.stop(parts)
         parts.rundir:close()
         parts.rundir = nil
     end
+    loop.flush()
 end
 
 --- Wait for the agent on the listener. Yields.

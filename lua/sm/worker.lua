@@ -585,6 +585,7 @@ function Worker:close()
     local state = self.link
     hang_up(state)
     if state.exited or not may_wait() then
+        loop.flush()
         return
     end
     wait_for_exit(state, END_SECONDS)
