@@ -38,7 +38,11 @@
 #define LENGTH_BYTES 4
 #define KEEP_BYTES (64u << 10)        /* a larger buffer is given back at once */
 #define BACKLOG_BYTES (1u << 20)      /* unsent replies that stop reading */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define THREAD_STACK_BYTES (8u << 20) /* a sanitizer's own data lies there too */
+#else
 #define THREAD_STACK_BYTES (256u << 10)
+#endif
 #define GRACE_SECONDS 10              /* to end in order, once the socket has */
 
 struct worker {
