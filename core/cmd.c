@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The command table and its dispatcher; see cmd.h. Handlers: core/cmd_*.c. */
 #include "cmd_call.h"
+#include "dev/fault.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -161,6 +162,44 @@ static const struct sm_arg_spec breakpoint_remove_args[] = {
     { "breakpoint", SM_ARG_INT, .required = true, .max = 1023, .doc = "what breakpoint.add gave" },
 };
 
+#define DISK { "disk", SM_ARG_INT, .max = SM_CMD_FAULTY_DISKS - 1, .required = true, \
+               .doc = "number of the disk, in the order they were added" }
+
+static const struct sm_arg_spec fault_add_args[] = {
+    DISK,
+    { "action", SM_ARG_CHOICE, .required = true, .choices = "fail|delay|tear|corrupt",
+      .doc = "what happens to the request" },
+    { "operation", SM_ARG_CHOICE, .choices = "any|read|write|flush|zero",
+      .doc = "which requests; any when absent" },
+    { "first", SM_ARG_U64, .doc = "first sector (512 bytes); 0 when absent" },
+    { "last", SM_ARG_U64, .doc = "last sector; the end when absent" },
+    { "skip", SM_ARG_U64, .doc = "let so many matching requests pass" },
+    { "count", SM_ARG_INT, .min = 1, .max = UINT32_MAX, .doc = "strike so often; for ever when absent" },
+    { "probability", SM_ARG_NUMBER, .doc = "of a strike, 0 to 1; 1 when absent" },
+    { "seed", SM_ARG_U64, .doc = "of what is drawn; 0 when absent" },
+    { "delay_ms", SM_ARG_INT, .min = 1, .max = 10000, .doc = "of a delay" },
+    { "silent", SM_ARG_BOOL, .doc = "of a tear: the guest is told that all went well" },
+};
+
+static const struct sm_arg_spec fault_remove_args[] = {
+    DISK,
+    { "fault", SM_ARG_INT, .required = true, .max = 1023, .doc = "what fault.add gave" },
+};
+
+static const struct sm_arg_spec vsock_fault_args[] = {
+    { "action", SM_ARG_CHOICE, .required = true, .choices = "reset|stall|go",
+      .doc = "end streams, stop all of them, or let them go on" },
+    { "port", SM_ARG_INT, .max = UINT32_MAX, .doc = "of a reset: only streams with this port" },
+};
+
+static const struct sm_arg_spec trace_set_args[] = {
+    { "exits", SM_ARG_BOOL, .doc = "what a vCPU left the guest for" },
+    { "requests", SM_ARG_BOOL, .doc = "what devices were asked" },
+    { "interrupts", SM_ARG_BOOL, .doc = "what devices raised" },
+    { "first", SM_ARG_U64, .doc = "of exits: only from this address or port on" },
+    { "last", SM_ARG_U64, .doc = "of exits: only up to this address or port" },
+};
+
 static const struct sm_cmd table[] = {
     { "vm.create", NULL, "Create the VM. Part of the constructor.", ARGS(vm_create_args),
       .states = SM_IN_EMPTY, .run = sm_cmd_vm_create },
@@ -231,6 +270,21 @@ static const struct sm_cmd table[] = {
       .run = sm_cmd_breakpoint_add },
     { "breakpoint.remove", "remove_breakpoint", "Take a breakpoint away.",
       ARGS(breakpoint_remove_args), .states = SM_IN_ANY, .run = sm_cmd_breakpoint_remove },
+    { "fault.add", "add_fault",
+      "Make requests of a disk fail, wait, tear or be corrupted; the rule's number.",
+      ARGS(fault_add_args), .states = SM_IN_ANY, .run = sm_cmd_fault_add },
+    { "fault.remove", "remove_fault", "Take a rule away.", ARGS(fault_remove_args),
+      .states = SM_IN_ANY, .run = sm_cmd_fault_remove },
+    { "fault.list", "faults",
+      "The rules: a list of {disk, fault, operation, action, matched, hits}.",
+      .states = SM_IN_ANY, .run = sm_cmd_fault_list },
+    { "vsock.fault", "vsock_fault", "Reset or stall vsock streams; how many were reset.",
+      ARGS(vsock_fault_args), .states = SM_IN_ANY, .run = sm_cmd_vsock_fault },
+    { "device.list", "devices",
+      "The virtio devices: a list of {name, gpa, gsi, requests, interrupts, status, features, queues}.",
+      .states = SM_IN_ANY, .run = sm_cmd_device_list },
+    { "trace.set", "trace", "Switch tracing on or off; trace events follow.",
+      ARGS(trace_set_args), .states = SM_IN_ANY, .run = sm_cmd_trace_set },
     { "bus.claim", "claim",
       "Own a range of addresses: an access becomes an exit event and waits for vcpu.answer.",
       ARGS(bus_claim_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_bus_claim },
@@ -276,6 +330,12 @@ void sm_machine_destroy(struct sm_machine *m)
     }
     if (m->vm) {
         sm_vm_destroy(m->vm);
+    }
+    for (unsigned i = 0; i < SM_CMD_FAULTY_DISKS; i++) {
+        if (m->faults[i]) {
+            sm_faults_destroy(m->faults[i]);
+            free(m->faults[i]);
+        }
     }
     free(m);
 }
@@ -477,6 +537,12 @@ static bool put_event(struct sm_machine *m, struct sm_msg_writer *w)
         return true;
     }
     m->event_bits |= sm_events_take_bits(ev);
+    if (m->event_bits & SM_EVENT_TRACE) {
+        if (sm_cmd_put_trace(m, w)) {
+            return true;
+        }
+        m->event_bits &= ~(unsigned)SM_EVENT_TRACE;
+    }
     if (m->event_bits & SM_EVENT_DOORBELL) {
         if (sm_cmd_put_doorbell(m, w)) {
             return true;

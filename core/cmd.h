@@ -31,6 +31,7 @@ enum sm_arg_type {
     SM_ARG_BOOL,
     SM_ARG_INT,    /* an integer from min to max */
     SM_ARG_U64,    /* any 64 bits; a negative integer is its two's complement */
+    SM_ARG_NUMBER, /* a double */
     SM_ARG_SIZE,   /* bytes, from min to max: an integer, or "512M" (K, M, G, T) */
     SM_ARG_STRING, /* without NUL; at most max bytes when max is not 0 */
     SM_ARG_BYTES,

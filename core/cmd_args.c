@@ -81,6 +81,7 @@ static void expected(const struct sm_arg_spec *spec, char *buf, size_t len)
         snprintf(buf, len, "an integer from %" PRIu64 " to %" PRIu64, spec->min, spec->max);
         return;
     case SM_ARG_U64: snprintf(buf, len, "an integer"); return;
+    case SM_ARG_NUMBER: snprintf(buf, len, "a number"); return;
     case SM_ARG_SIZE:
         snprintf(buf, len, "a size in bytes (or like \"512M\") from %" PRIu64 " to %" PRIu64,
                  spec->min, spec->max);
@@ -229,6 +230,9 @@ static bool convert(const struct sm_arg_spec *spec, struct sm_msg_reader start,
         return v->type == SM_MSG_BOOL;
     case SM_ARG_INT: return to_u64(v, false, &arg->v.u) && in_range(spec, arg->v.u);
     case SM_ARG_U64: return to_u64(v, true, &arg->v.u);
+    case SM_ARG_NUMBER: /* an integer below zero stays one: no range is checked here */
+        arg->v.d = v->type == SM_MSG_DOUBLE ? v->u.d : v->type == SM_MSG_INT ? (double)v->u.i : NAN;
+        return v->type == SM_MSG_DOUBLE || v->type == SM_MSG_INT;
     case SM_ARG_SIZE: return to_size(v, &arg->v.u) && in_range(spec, arg->v.u);
     case SM_ARG_STRING: return to_string(v, spec->max, &arg->v.s);
     case SM_ARG_BYTES:

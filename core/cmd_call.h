@@ -12,6 +12,10 @@
 
 #define SM_CMD_MAX_ARGS 12
 
+#define SM_CMD_FAULTY_DISKS 8 /* of which faults can be asked */
+
+struct sm_faults;
+
 struct sm_machine {
     struct sm_vm *vm; /* NULL: empty */
     struct sm_confinement confinement;
@@ -21,12 +25,14 @@ struct sm_machine {
     unsigned disks; /* added so far, for their names */
     unsigned nets;
     struct sm_doorbell doorbells[SM_DOORBELLS];
+    struct sm_faults *faults[SM_CMD_FAULTY_DISKS]; /* of blk0 …; NULL: no such disk */
 };
 
 struct sm_arg {
     bool given;
     union {
         bool b;
+        double d;     /* NUMBER */
         uint64_t u;   /* INT, U64, SIZE; CHOICE: its place in the list */
         char *s;      /* STRING; freed by the dispatcher */
         struct {
@@ -103,9 +109,17 @@ int sm_cmd_vcpu_step(struct sm_call *call);
 int sm_cmd_vcpu_translate(struct sm_call *call);
 int sm_cmd_breakpoint_add(struct sm_call *call);
 int sm_cmd_breakpoint_remove(struct sm_call *call);
+int sm_cmd_fault_add(struct sm_call *call);
+int sm_cmd_fault_remove(struct sm_call *call);
+int sm_cmd_fault_list(struct sm_call *call);
+int sm_cmd_vsock_fault(struct sm_call *call);
+int sm_cmd_device_list(struct sm_call *call);
+int sm_cmd_trace_set(struct sm_call *call);
 
 /* Events of core/cmd_control.c: whether there was one. */
 bool sm_cmd_put_exit(struct sm_machine *m, struct sm_msg_writer *w);
 bool sm_cmd_put_doorbell(struct sm_machine *m, struct sm_msg_writer *w);
+bool sm_cmd_put_trace(struct sm_machine *m, struct sm_msg_writer *w); /* cmd_fault.c */
+void sm_cmd_put_devices(struct sm_machine *m, struct sm_msg_writer *w); /* a list */
 
 #endif

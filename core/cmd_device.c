@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "dev/disk.h"
+#include "dev/fault.h"
 #include "dev/virtio_blk.h"
 #include "dev/virtio_console.h"
 #include "dev/virtio_net.h"
@@ -89,6 +90,7 @@ static int open_env(struct sm_call *call, const char *name, struct sm_io *io,
         .io = io,
         .events = sm_vm_events(vm),
         .name = name,
+        .trace = sm_vm_trace(vm),
     };
     return sm_vm_next_irq(vm, &env->irq);
 }
@@ -303,6 +305,23 @@ static int open_disk(struct sm_call *call, struct sm_disk **disk)
     return err < 0 ? sm_call_fail(call, err, "blk: %s", why[0] ? why : strerror(-err)) : 0;
 }
 
+/* The rules of faults of the disk that comes next. */
+static int new_faults(struct sm_machine *m, struct sm_faults **out)
+{
+    *out = NULL;
+    if (m->disks >= SM_CMD_FAULTY_DISKS || m->faults[m->disks]) {
+        *out = m->disks < SM_CMD_FAULTY_DISKS ? m->faults[m->disks] : NULL;
+        return 0;
+    }
+    *out = malloc(sizeof(**out));
+    if (!*out) {
+        return -ENOMEM;
+    }
+    sm_faults_init(*out);
+    m->faults[m->disks] = *out; /* the machine's from here on */
+    return 0;
+}
+
 /* A disk blocks, so each has an I/O thread of its own. */
 static int add_disk(struct sm_call *call, struct sm_disk *disk)
 {
@@ -313,7 +332,10 @@ static int add_disk(struct sm_call *call, struct sm_disk *disk)
     struct sm_io *io;
     char name[24];
     snprintf(name, sizeof(name), "blk%u", call->m->disks);
-    int err = sm_vm_io_new(vm, name, &io);
+    int err = new_faults(call->m, &cfg.faults);
+    if (!err) {
+        err = sm_vm_io_new(vm, name, &io);
+    }
     if (!err) {
         err = open_env(call, name, io, &env);
     }

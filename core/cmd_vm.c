@@ -95,7 +95,7 @@ int sm_cmd_vm_stats(struct sm_call *call)
 {
     struct sm_vm *vm = call->m->vm;
     struct sm_msg_writer *w = call->out;
-    sm_msg_put_map(w, call->m->confined ? 3 : 2);
+    sm_msg_put_map(w, call->m->confined ? 4 : 3);
     sm_msg_put_str(w, "ram_bytes");
     sm_msg_put_uint(w, sm_mem_ram_bytes(sm_vm_mem(vm)));
     sm_msg_put_str(w, "vcpus");
@@ -113,6 +113,8 @@ int sm_cmd_vm_stats(struct sm_call *call)
         put_counter(w, "parked", stats.parked);
         put_counter(w, "debugs", stats.debugs);
     }
+    sm_msg_put_str(w, "devices");
+    sm_cmd_put_devices(call->m, w);
     if (call->m->confined) {
         put_confinement(w, &call->m->confinement);
     }

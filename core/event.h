@@ -25,6 +25,7 @@ enum sm_event_bit {
     SM_EVENT_STATE = 1,   /* read sm_vm_state */
     SM_EVENT_CONSOLE = 2, /* console.read has bytes */
     SM_EVENT_DOORBELL = 4, /* a doorbell was rung */
+    SM_EVENT_TRACE = 8,    /* the trace has records */
 };
 
 struct sm_notice {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "backend.h"
+#include "trace.h"
 
 int sm_irq_open(struct sm_irq *irq, struct sm_hv *hv, uint32_t gsi)
 {
@@ -15,6 +16,7 @@ int sm_irq_open(struct sm_irq *irq, struct sm_hv *hv, uint32_t gsi)
 
     irq->hv = hv;
     irq->gsi = gsi;
+    irq->trace = NULL;
     irq->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (irq->fd < 0)
         return -errno;
@@ -44,6 +46,7 @@ void sm_irq_raise(struct sm_irq *irq)
 {
     uint64_t one = 1;
 
+    sm_trace_irq(irq->trace, irq->gsi);
     if (irq->fd >= 0) {
         /* EAGAIN means the counter is full: the edge is pending anyway. */
         ssize_t n = write(irq->fd, &one, sizeof(one));

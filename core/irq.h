@@ -13,11 +13,13 @@
 #include <stdint.h>
 
 struct sm_hv;
+struct sm_trace;
 
 struct sm_irq {
     struct sm_hv *hv; /* NULL in device specs */
     uint32_t gsi;
     int fd; /* eventfd, or -1: raised by sm_hv_irq_line */
+    struct sm_trace *trace; /* may be NULL */
 };
 
 int sm_irq_open(struct sm_irq *irq, struct sm_hv *hv, uint32_t gsi);

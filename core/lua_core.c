@@ -27,7 +27,7 @@ __attribute__((visibility("default"))) int luaopen_sm_core(lua_State *L);
 
 static const char *const type_names[] = {
     [SM_ARG_BOOL] = "boolean", [SM_ARG_INT] = "integer", [SM_ARG_U64] = "integer",
-    [SM_ARG_SIZE] = "size", [SM_ARG_STRING] = "string", [SM_ARG_BYTES] = "bytes",
+    [SM_ARG_NUMBER] = "number", [SM_ARG_SIZE] = "size", [SM_ARG_STRING] = "string", [SM_ARG_BYTES] = "bytes",
     [SM_ARG_CHOICE] = "choice", [SM_ARG_ARRAY] = "list", [SM_ARG_MAP] = "table",
 };
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "claim.h"
+#include "trace.h"
 
 static void count(_Atomic uint64_t *counter)
 {
@@ -154,11 +155,47 @@ static void serve(struct sm_vcpu *v, const struct sm_exit *exit)
     }
 }
 
+static const char *exit_name(enum sm_exit_kind kind)
+{
+    static const char *const names[] = {
+        [SM_EXIT_KICKED] = "kick", [SM_EXIT_MMIO] = "mmio", [SM_EXIT_PIO] = "pio",
+        [SM_EXIT_HALT] = "halt", [SM_EXIT_SHUTDOWN] = "shutdown",
+        [SM_EXIT_POWEROFF] = "poweroff", [SM_EXIT_RESET] = "reset",
+        [SM_EXIT_DEBUG] = "debug", [SM_EXIT_FAULT] = "fault",
+    };
+
+    return names[kind];
+}
+
+/* As serve, and a record of it. */
+static void serve_traced(struct sm_vcpu *v, struct sm_trace *trace, const struct sm_exit *exit)
+{
+    struct sm_trace_record r = {
+        .kind = SM_TRACE_EXIT,
+        .time_ns = sm_trace_now_ns(),
+        .what = exit_name(exit->kind),
+        .number = v->index,
+    };
+
+    if (exit->kind == SM_EXIT_MMIO || exit->kind == SM_EXIT_PIO) {
+        r.address = exit->u.io.addr;
+        r.size = exit->u.io.len;
+        r.write = exit->u.io.write;
+        r.value = exit->u.io.data;
+    } else if (exit->kind == SM_EXIT_DEBUG) {
+        r.address = exit->u.debug.pc;
+    }
+    serve(v, exit);
+    r.duration_ns = sm_trace_now_ns() - r.time_ns;
+    sm_trace_put(trace, &r);
+}
+
 /* In the guest until the mailbox wants something; ends at an instruction
  * boundary. A multi-part instruction is at most a page of REP items, so the
  * second loop is bounded. */
 static void run_guest(struct sm_vcpu *v)
 {
+    struct sm_trace *trace = sm_vm_trace(v->vm);
     struct sm_exit exit;
     int err;
 
@@ -169,7 +206,10 @@ static void run_guest(struct sm_vcpu *v)
         if (v->debug.stale)
             sm_vcpu_debug_apply(v);
         exit = sm_hv_vcpu_run(v->hv);
-        serve(v, &exit);
+        if (sm_trace_on(trace, SM_TRACE_EXIT))
+            serve_traced(v, trace, &exit);
+        else
+            serve(v, &exit);
     }
     while ((err = sm_hv_vcpu_settle(v->hv)) == -EAGAIN) {
         exit = sm_hv_vcpu_run(v->hv);

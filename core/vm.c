@@ -31,6 +31,7 @@
 #include "dev/rtc.h"
 #include "dev/serial.h"
 #include "dev/virtio_mmio.h"
+#include "trace.h"
 #include "vcpu.h"
 
 #define LOW_RAM_MAX (3ull << 30)
@@ -57,6 +58,7 @@ struct sm_vm {
     struct sm_events events;
     struct sm_console_log console;
     struct sm_debug debug;
+    struct sm_trace trace;
 
     pthread_mutex_t state_lock;
     struct sm_vm_status status; /* locked */
@@ -396,6 +398,7 @@ int sm_vm_create(const struct sm_vm_config *cfg, struct sm_vm **out, char *err, 
     vm->next_gsi = FIRST_GSI;
     pthread_mutex_init(&vm->state_lock, NULL);
     sm_debug_init(&vm->debug, &vm->mem);
+    sm_trace_init(&vm->trace, &vm->events);
     r = build(vm, cfg, err, errlen);
     if (r) {
         sm_vm_destroy(vm);
@@ -431,6 +434,7 @@ void sm_vm_destroy(struct sm_vm *vm)
     if (vm->events.fd >= 0)
         sm_events_destroy(&vm->events);
     sm_debug_destroy(&vm->debug);
+    sm_trace_destroy(&vm->trace);
     pthread_mutex_destroy(&vm->state_lock);
     free(vm);
 }
@@ -484,6 +488,7 @@ int sm_vm_next_irq(struct sm_vm *vm, struct sm_irq *irq)
     err = sm_irq_open(irq, vm->hv, vm->next_gsi);
     if (err)
         return err;
+    irq->trace = &vm->trace;
     vm->last_gsi = vm->next_gsi;
     vm->next_gsi = gsi_after(vm->next_gsi);
     return 0;
@@ -520,6 +525,7 @@ int sm_vm_add_serial(struct sm_vm *vm)
     if (vm->has_serial)
         return -EEXIST;
     err = sm_irq_open(&irq, vm->hv, SM_SERIAL_GSI);
+    irq.trace = &vm->trace;
     if (!err)
         err = sm_serial_create(&vm->console, &irq, &serial);
     if (!err)
@@ -706,6 +712,19 @@ int sm_vm_release(struct sm_vm *vm, unsigned id)
     for (unsigned i = 0; !err && i < vm->started_vcpus; i++)
         sm_vcpu_abandon(&vm->vcpus[i], id);
     return err;
+}
+
+struct sm_trace *sm_vm_trace(struct sm_vm *vm)
+{
+    return &vm->trace;
+}
+
+bool sm_vm_slot(const struct sm_vm *vm, unsigned n, struct sm_vm_slot *out)
+{
+    if (n >= vm->virtio_count)
+        return false;
+    *out = (struct sm_vm_slot){ vm->virtio[n].dev, vm->virtio[n].gpa, vm->virtio[n].gsi };
+    return true;
 }
 
 struct sm_debug *sm_vm_debug(struct sm_vm *vm)

@@ -44,6 +44,7 @@ enum sm_stop {
     SM_STOP_KILLED,   /* sm_vm_stop */
 };
 
+struct sm_trace;
 struct sm_vm;
 
 struct sm_vm_config {
@@ -66,6 +67,7 @@ struct sm_mem *sm_vm_mem(struct sm_vm *vm);
 struct sm_bus *sm_vm_bus(struct sm_vm *vm);
 struct sm_events *sm_vm_events(struct sm_vm *vm);
 struct sm_hv *sm_vm_hv(struct sm_vm *vm);
+struct sm_trace *sm_vm_trace(struct sm_vm *vm);
 struct sm_console_log; /* core/console_log.h: what console.read drains */
 struct sm_console_log *sm_vm_console(struct sm_vm *vm);
 unsigned sm_vm_cpus(const struct sm_vm *vm);
@@ -146,6 +148,14 @@ struct sm_debug_point;
 struct sm_debug *sm_vm_debug(struct sm_vm *vm);
 int sm_vm_add_point(struct sm_vm *vm, const struct sm_debug_point *point, unsigned *id);
 int sm_vm_remove_point(struct sm_vm *vm, unsigned id);
+
+/* What is in the n-th virtio slot; false: nothing. */
+struct sm_vm_slot {
+    struct sm_virtio_mmio *dev;
+    uint64_t gpa;
+    uint32_t gsi;
+};
+bool sm_vm_slot(const struct sm_vm *vm, unsigned n, struct sm_vm_slot *out);
 
 /* Counters, monotonic; read without a lock. */
 struct sm_vcpu_stats {

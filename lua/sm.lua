@@ -59,4 +59,23 @@ function M.start(image, cfg)
     return require("sm.vm").start(image, checked)
 end
 
+--- All counters of a VM in one table: vcpus, devices, memory, and how its
+--- process is confined. Takes a VM of any kind. Yields.
+---@async
+---@param vm table|userdata
+---@return table?
+---@return string? err
+function M.stats(vm)
+    return vm:stats()
+end
+
+--- Trace a VM for a while; see sm.trace. Yields.
+---@async
+---@param vm table|userdata
+---@param opts table?
+---@return table records
+function M.trace(vm, opts)
+    return require("sm.trace").record(vm, opts)
+end
+
 return M

@@ -11,6 +11,7 @@
 
 #include "event.h"
 #include "state.h"
+#include "trace.h"
 
 #define DRIVER_BITS                                                                      \
     (SM_VIRTIO_ACKNOWLEDGE | SM_VIRTIO_DRIVER | SM_VIRTIO_DRIVER_OK |                    \
@@ -37,6 +38,7 @@ int sm_virtio_init(struct sm_virtio *v, const struct sm_virtio_env *env,
     v->mem = env->mem;
     v->io = env->io;
     v->events = env->events;
+    v->trace = env->trace;
     v->irq = env->irq;
     v->offered = features | SM_VIRTIO_F_COMMON;
     pthread_mutex_init(&v->lock, NULL);
@@ -88,6 +90,19 @@ bool sm_virtio_pop(struct sm_virtio *v, unsigned queue, struct sm_virtq_chain *c
 
 void sm_virtio_push(struct sm_virtio *v, unsigned queue, uint16_t head, uint32_t written)
 {
+    __atomic_fetch_add(&v->requests, 1, __ATOMIC_RELAXED);
+    if (sm_trace_on(v->trace, SM_TRACE_REQUEST) && !v->traces_itself) {
+        struct sm_trace_record r = {
+            .kind = SM_TRACE_REQUEST,
+            .time_ns = sm_trace_now_ns(),
+            .what = "done",
+            .number = queue,
+            .size = written,
+        };
+
+        memcpy(r.device, v->name, sizeof(r.device) - 1);
+        sm_trace_put(v->trace, &r);
+    }
     sm_virtq_push(&v->queues[queue].vq, head, written);
 }
 

@@ -69,6 +69,7 @@ struct sm_virtio_env {
     struct sm_events *events; /* may be NULL */
     struct sm_irq irq;
     const char *name; /* "blk0" */
+    struct sm_trace *trace; /* may be NULL */
 };
 
 /*
@@ -112,6 +113,9 @@ struct sm_virtio {
     uint8_t status;             /* atomic */
     uint8_t isr;                /* atomic */
     uint32_t generation;        /* atomic; config never changes so far */
+    uint64_t requests;          /* atomic: chains given back */
+    struct sm_trace *trace;     /* may be NULL */
+    bool traces_itself;         /* the device type tells more of a request */
     bool running;               /* I/O thread */
     uint8_t config[SM_VIRTIO_CONFIG_BYTES];
     unsigned config_bytes;

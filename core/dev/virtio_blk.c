@@ -14,8 +14,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "dev/fault.h"
 #include "event.h"
+#include "trace.h"
 
 #define ID_BLOCK 2
 #define QUEUE_SIZE 256
@@ -77,6 +80,7 @@ struct range {
 struct blk {
     struct sm_virtio virtio;
     struct sm_disk *disk;
+    struct sm_faults *faults; /* may be NULL */
     char serial[SM_BLK_SERIAL_BYTES];
 };
 
@@ -154,6 +158,136 @@ static int serve(struct blk *blk, const struct request_head *head, struct iovec 
     }
 }
 
+/* What a request is to the rules of faults and to a trace. */
+struct subject {
+    enum sm_fault_op op; /* 0: none they know */
+    const char *name;
+    uint64_t sector, sectors;
+};
+
+static struct subject subject_of(const struct request_head *head, const struct iovec *out,
+                                 unsigned out_count, uint64_t out_bytes, uint64_t in_bytes)
+{
+    struct subject s = { .name = "other", .sector = head->sector };
+    struct range range = { 0 };
+
+    switch (head->type) {
+    case T_IN:
+        s.op = SM_FAULT_READ;
+        s.name = "read";
+        s.sectors = in_bytes / SECTOR;
+        break;
+    case T_OUT:
+        s.op = SM_FAULT_WRITE;
+        s.name = "write";
+        s.sectors = out_bytes / SECTOR;
+        break;
+    case T_FLUSH:
+        s.op = SM_FAULT_FLUSH;
+        s.name = "flush";
+        break;
+    case T_DISCARD:
+    case T_WRITE_ZEROES: /* of a list, its first range stands for it */
+        s.op = SM_FAULT_ZERO;
+        s.name = head->type == T_DISCARD ? "discard" : "zero";
+        sm_iov_read(out, out_count, &range, sizeof(range));
+        s.sector = range.sector;
+        s.sectors = range.sectors;
+        break;
+    }
+    return s;
+}
+
+static void wait_ns(uint64_t ns)
+{
+    struct timespec ts = { (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) };
+
+    if (ns)
+        nanosleep(&ts, NULL);
+}
+
+/* Leave the first bytes of the buffers only. */
+static unsigned cut(struct iovec *iov, unsigned count, uint64_t bytes)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (iov[i].iov_len >= bytes) {
+            iov[i].iov_len = (size_t)bytes;
+            return i + 1;
+        }
+        bytes -= iov[i].iov_len;
+    }
+    return count;
+}
+
+static void flip_in_buffers(const struct iovec *iov, unsigned count, uint64_t n)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (n / 8 < iov[i].iov_len) {
+            ((uint8_t *)iov[i].iov_base)[n / 8] ^= (uint8_t)(1u << n % 8);
+            return;
+        }
+        n -= 8 * (uint64_t)iov[i].iov_len;
+    }
+}
+
+static int flip_on_disk(struct sm_disk *disk, uint64_t sector, uint64_t n)
+{
+    uint8_t byte;
+    struct iovec one = { &byte, 1 };
+    int err = sm_disk_read(disk, byte_offset(sector) + n / 8, &one, 1);
+
+    byte ^= (uint8_t)(1u << n % 8);
+    return err ? err : sm_disk_write(disk, byte_offset(sector) + n / 8, &one, 1);
+}
+
+/* As serve, with the faults that the rules want. */
+static int serve_faulty(struct blk *blk, const struct subject *s,
+                        const struct sm_fault_verdict *fault, const struct request_head *head,
+                        struct iovec *out, unsigned out_count, uint64_t out_bytes,
+                        struct iovec *in, unsigned in_count, uint64_t in_bytes,
+                        uint32_t *written)
+{
+    int err;
+
+    *written = 0;
+    wait_ns(fault->delay_ns);
+    if (fault->fail)
+        return -EIO;
+    if (s->op == SM_FAULT_FLUSH && fault->silent)
+        return 0;
+    if (fault->tear) {
+        out_count = cut(out, out_count, fault->tear_sectors * SECTOR);
+        err = sm_disk_write(blk->disk, byte_offset(s->sector), out, out_count);
+        return fault->silent ? err : -EIO;
+    }
+    err = serve(blk, head, out, out_count, out_bytes, in, in_count, in_bytes, written);
+    if (err || !fault->corrupt)
+        return err;
+    if (s->op == SM_FAULT_READ)
+        flip_in_buffers(in, in_count, fault->corrupt_bit);
+    else
+        err = flip_on_disk(blk->disk, s->sector, fault->corrupt_bit);
+    return err;
+}
+
+static void trace(struct blk *blk, const struct subject *s, const struct sm_fault_verdict *fault,
+                  uint64_t start_ns, int err)
+{
+    struct sm_trace_record r = {
+        .kind = SM_TRACE_REQUEST,
+        .time_ns = start_ns,
+        .duration_ns = sm_trace_now_ns() - start_ns,
+        .what = s->name,
+        .address = s->sector,
+        .size = s->sectors,
+        .error = -err,
+        .fault = fault->hit,
+    };
+
+    memcpy(r.device, blk->virtio.name, sizeof(r.device) - 1);
+    sm_trace_put(blk->virtio.trace, &r);
+}
+
 /* One chain; returns its used length, or -1 for one that is no request. */
 static int64_t serve_chain(struct blk *blk, struct sm_virtq_chain *chain)
 {
@@ -161,7 +295,11 @@ static int64_t serve_chain(struct blk *blk, struct sm_virtq_chain *chain)
     struct iovec *out = chain->iov, *in = chain->iov + chain->out;
     unsigned out_count;
     uint8_t *status;
+    struct sm_fault_verdict fault = { 0 };
+    struct subject subject;
     uint32_t written;
+    uint64_t start_ns;
+    bool traced;
     int err;
 
     if (chain->out_bytes < sizeof(head) || !chain->in_bytes)
@@ -171,8 +309,17 @@ static int64_t serve_chain(struct blk *blk, struct sm_virtq_chain *chain)
     /* the status is the last writable byte */
     status = (uint8_t *)in[chain->in - 1].iov_base + --in[chain->in - 1].iov_len;
 
-    err = serve(blk, &head, out, out_count, chain->out_bytes - sizeof(head), in,
-                chain->in, chain->in_bytes - 1, &written);
+    subject = subject_of(&head, out, out_count, chain->out_bytes - sizeof(head),
+                         chain->in_bytes - 1);
+    if (blk->faults)
+        sm_faults_judge(blk->faults, subject.op, subject.sector, subject.sectors, &fault);
+    traced = sm_trace_on(blk->virtio.trace, SM_TRACE_REQUEST);
+    start_ns = traced ? sm_trace_now_ns() : 0;
+    err = serve_faulty(blk, &subject, &fault, &head, out, out_count,
+                       chain->out_bytes - sizeof(head), in, chain->in, chain->in_bytes - 1,
+                       &written);
+    if (traced)
+        trace(blk, &subject, &fault, start_ns, err);
     *status = status_of(err);
     return (int64_t)written + 1;
 }
@@ -287,6 +434,8 @@ int sm_virtio_blk_create(const struct sm_virtio_env *env, const struct sm_blk_co
         return err;
     }
     blk->disk = cfg->disk;
+    blk->faults = cfg->faults;
+    blk->virtio.traces_itself = true;
     if (serial)
         memcpy(blk->serial, cfg->serial, serial);
     fill_config(blk);

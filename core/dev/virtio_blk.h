@@ -16,6 +16,7 @@
 struct sm_blk_config {
     const char *serial;   /* up to SM_BLK_SERIAL_BYTES; NULL: none */
     struct sm_disk *disk; /* the device's on success, closed with it */
+    struct sm_faults *faults; /* the caller's, outlives it; may be NULL */
 };
 
 /* -EINVAL: serial too long. */

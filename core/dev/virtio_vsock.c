@@ -255,7 +255,7 @@ void sm_vsock_pump(struct sm_vsock *d)
     unsigned turns = 0;
     int r = 0;
 
-    if (!d->virtio.running || d->reset_event || d->gated)
+    if (!d->virtio.running || d->reset_event || d->gated || d->stalled)
         return;
     while (turns++ < TURNS) {
         r = step(d);
@@ -420,6 +420,8 @@ static void vsock_kick(struct sm_virtio *v, unsigned queue)
 {
     struct sm_vsock *d = (struct sm_vsock *)v;
 
+    if (d->stalled)
+        return; /* what the guest sends stays in its queue */
     if (queue == TX)
         kick_tx(d);
     else if (queue == EVENT)
@@ -513,4 +515,60 @@ int sm_virtio_vsock_create(const struct sm_virtio_env *env,
         vsock_destroy(&d->virtio);
     }
     return err;
+}
+
+struct fault_call {
+    struct sm_vsock *dev;
+    enum sm_vsock_fault what;
+    uint32_t port;
+};
+
+static int reset_streams(struct sm_vsock *d, uint32_t port)
+{
+    struct sm_vsock_conn *c, *next;
+    int n = 0;
+
+    for (c = d->first; c; c = next) {
+        next = c->next;
+        if ((c->state == SM_VSOCK_OPEN || c->state == SM_VSOCK_REQUESTED) &&
+            (!port || c->host_port == port || c->guest_port == port)) {
+            sm_vsock_abort(c);
+            n++;
+        }
+    }
+    sm_vsock_pump(d);
+    return n;
+}
+
+static int do_fault(void *arg)
+{
+    struct fault_call *call = arg;
+    struct sm_vsock *d = call->dev;
+
+    switch (call->what) {
+    case SM_VSOCK_FAULT_RESET:
+        return reset_streams(d, call->port);
+    case SM_VSOCK_FAULT_STALL:
+        d->stalled = true;
+        return 0;
+    case SM_VSOCK_FAULT_GO:
+        d->stalled = false;
+        sm_vsock_pump(d);
+        if (d->virtio.running) {
+            sm_virtio_again(&d->virtio, TX);
+            sm_virtio_again(&d->virtio, EVENT);
+        }
+        return 0;
+    }
+    return -EINVAL;
+}
+
+int sm_virtio_vsock_fault(struct sm_virtio_mmio *dev, enum sm_vsock_fault what, uint32_t port)
+{
+    struct sm_virtio *v = sm_virtio_mmio_virtio(dev);
+    struct fault_call call = { (struct sm_vsock *)v, what, port };
+
+    if (v->class != &vsock_class)
+        return -ENODEV;
+    return sm_io_call(v->io, do_fault, &call);
 }

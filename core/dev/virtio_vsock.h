@@ -28,4 +28,13 @@ int sm_virtio_vsock_create(const struct sm_virtio_env *env,
                            const struct sm_vsock_config *cfg,
                            struct sm_virtio_mmio **out);
 
+/*
+ * Faults on demand, from the owner's thread. RESET: every stream, or those of
+ * a port (0: all; the guest's or the host's), ends with a RST on one side and
+ * a closed socket on the other; returns how many. STALL: nothing moves, until
+ * GO.
+ */
+enum sm_vsock_fault { SM_VSOCK_FAULT_RESET, SM_VSOCK_FAULT_STALL, SM_VSOCK_FAULT_GO };
+int sm_virtio_vsock_fault(struct sm_virtio_mmio *dev, enum sm_vsock_fault what, uint32_t port);
+
 #endif

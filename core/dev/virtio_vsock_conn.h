@@ -109,6 +109,7 @@ struct sm_vsock {
 
     struct sm_vsock_reset resets[SM_VSOCK_RESETS]; /* ring */
     unsigned reset_head, reset_count;
+    bool stalled;    /* a fault on demand: nothing moves */
     bool tx_stalled; /* the guest's packets wait until resets have gone */
 
     /* After a load: the guest must hear of it before anything else. */

@@ -10,7 +10,9 @@ local asm = require "support.real16"
 local core = require "sm.core"
 local leaks = require "support.leaks"
 local loop = require "sm.loop"
+local sm = require "sm"
 local target_of = require "support.core_contract"
+local trace = require "sm.trace"
 local uv = require "luv"
 
 local M = {}
@@ -539,6 +541,93 @@ local function doorbells(target)
     end)
 end
 
+local function traces(target)
+    it("traces exits, chosen by address, and sums them up", function()
+        local vm <close> = boot(target, asm.out(0x80, 1) .. asm.out(0x81, 2) .. asm.in8(0x82) .. asm.out(0x80, 3)
+            .. asm.ax(1) .. asm.store16(0x2010) .. asm.forever)
+        assert(vm:trace { exits = true, first = 0x80, last = 0x81 })
+        assert(vm:start())
+        local seen = {}
+        for _, event in ipairs(serve_until(vm, function() return u16(vm, 0x2010) == 1 end)) do
+            seen[#seen + 1] = event.type == "trace" and event or nil
+        end
+        while #seen < 3 do
+            local event = assert(vm:next_event(LIMIT))
+            seen[#seen + 1] = event.type == "trace" and event or nil
+        end
+        for i, wanted in ipairs { { 0x80, 1 }, { 0x81, 2 }, { 0x80, 3 } } do
+            assert.equal("exit", seen[i].kind)
+            assert.equal("pio", seen[i].what)
+            assert.is_true(seen[i].write)
+            assert.equal(wanted[1], seen[i].address)
+            assert.equal(wanted[2], seen[i].value)
+            assert.is_true(seen[i].duration_ns >= 0)
+        end
+        seen.seconds = 1
+        local rows = trace.group(seen)
+        assert.equal(2, #rows)
+        assert.matches("3 exits to the VMM in 1%.00 s", trace.summary(seen))
+        assert.matches("pio write 0x80%s+2%s+66%.7%%", trace.summary(seen))
+        assert(vm:trace {})
+    end)
+
+    it("tells what a trace lost, after what it kept", function()
+        -- out dx,al; inc ax; jmp: for ever, far faster than anybody reads
+        local vm <close> = boot(target, "\xba\x80\x00\xee\x40\xeb\xfc")
+        assert(vm:start())
+        assert(vm:trace { exits = true })
+        local exits = vm:stats().vcpus[1].exits
+        local deadline = loop.now() + LIMIT
+        while vm:stats().vcpus[1].exits < exits + 20000 do
+            assert(loop.now() < deadline)
+            loop.sleep(0.005)
+        end
+        assert(vm:trace {})
+        local kept, lost, last = 0, 0, nil
+        repeat
+            local event = vm:next_event(0.2)
+            if event and event.type == "trace" then
+                assert.is_true(not last or event.time_ns >= last)
+                kept, last = kept + 1, event.time_ns
+            elseif event and event.type == "lost" then
+                assert.equal("trace", event.source)
+                lost = lost + event.count
+            end
+        until not event
+        assert.is_true(kept >= 4096 and lost > 0, ("kept %d, lost %d"):format(kept, lost))
+    end)
+
+    it("has every counter in one table", function()
+        local vm <close> = assert(target.vm { memory = "1M", cpus = 2 })
+        assert(vm:add_device { type = "rng" })
+        local stats = assert(sm.stats(vm))
+        assert.equal(2, #stats.vcpus)
+        assert.equal(1 << 20, stats.ram_bytes)
+        assert.equal("rng0", stats.devices[1].name)
+        assert.equal(0, stats.devices[1].requests)
+        assert.equal(0xd0000000, stats.devices[1].gpa)
+        assert.same({ ready = false, size = 0, desc = 0, avail = 0, used = 0 }, vm:devices()[1].queues[1])
+    end)
+
+    it("takes rules for faults and refuses nonsense", function()
+        local vm <close> = assert(target.vm { memory = "1M" })
+        refused("there is no blk0", vm:add_fault { disk = 0, action = "fail" })
+        assert(vm:add_device { type = "blk", readonly = true, extents = { { path = "/proc/self/exe" } } })
+        local id = assert(vm:add_fault { disk = 0, action = "fail", operation = "read", probability = 0.5, seed = 7 })
+        assert.same({
+            { disk = 0, fault = id, operation = "read", action = "fail", matched = 0, hits = 0 },
+        }, vm:faults())
+        misuse("probability: expected a number from 0 to 1, got 1%.5", vm.add_fault, vm,
+            { disk = 0, action = "fail", probability = 1.5 })
+        misuse("delay_ms: goes with action 'delay'", vm.add_fault, vm, { disk = 0, action = "delay" })
+        misuse("silent: goes with action 'tear'", vm.add_fault, vm, { disk = 0, action = "fail", silent = true })
+        misuse("last: expected at least first", vm.add_fault, vm, { disk = 0, action = "fail", first = 2, last = 1 })
+        refused("the VM has no vsock", vm:vsock_fault("reset"))
+        assert(vm:remove_fault(0, id))
+        refused("no such fault", vm:remove_fault(0, id))
+    end)
+end
+
 local function gives_back(target)
     it("leaves nothing behind, in whatever order things are closed", leaks.free(function()
         for _, order in ipairs { "vm first", "device first", "neither" } do
@@ -620,6 +709,7 @@ function M.describe(target, env, probe)
         breakpoints(target, probe)
         devices(target)
         doorbells(target)
+        traces(target)
         gives_back(target)
     end)
 end

@@ -3,6 +3,7 @@
  * The block device through its queue: requests in every framing, limits,
  * errors as the guest sees them, and a driver that sends rubbish.
  */
+#include "dev/fault.h"
 #include "dev/virtio_blk.h"
 #include "fake_driver.h"
 #include "scratch.h"
@@ -27,6 +28,7 @@
 
 static struct fake_driver d;
 static struct sm_disk *disk; /* the device's */
+static struct sm_faults ordered; /* on demand */
 static uint64_t head_gpa, data_gpa, status_gpa;
 
 struct head {
@@ -43,7 +45,7 @@ static void create_on(enum sm_disk_mode mode)
                                   .extent_count = 1,
                                   .overlay = scratch_path("delta"),
                                   .ephemeral = true };
-    struct sm_blk_config blk = { .serial = "scratch" };
+    struct sm_blk_config blk = { .serial = "scratch", .faults = &ordered };
     static uint8_t base[DISK_BYTES];
 
     for (unsigned i = 0; i < sizeof(base); i++)
@@ -375,8 +377,122 @@ static void test_save_and_load(void)
     fake_destroy(&d);
 }
 
+static unsigned rule(enum sm_fault_action action, unsigned ops, double probability, uint64_t seed)
+{
+    struct sm_fault_rule r = { .ops = ops, .action = action, .last = UINT64_MAX,
+                               .probability = probability, .random = seed };
+    unsigned id = 99;
+
+    CHECK_EQ(sm_faults_add(&ordered, &r, &id), 0);
+    return id;
+}
+
+/* Which of 64 reads fail, a bit each. */
+static uint64_t failures(uint64_t seed)
+{
+    uint64_t failed = 0;
+    unsigned id;
+
+    sm_faults_init(&ordered);
+    create(0);
+    id = rule(SM_FAULT_FAIL, SM_FAULT_READ, 0.3, seed);
+    for (unsigned i = 0; i < 64; i++)
+        failed |= (uint64_t)(request(T_IN, i, 512, true, NULL) == S_IOERR) << i;
+    CHECK_EQ(sm_faults_remove(&ordered, id), 0);
+    CHECK_EQ(sm_faults_remove(&ordered, id), -ENOENT);
+    CHECK_EQ(request(T_IN, 0, 512, true, NULL), S_OK);
+    fake_destroy(&d);
+    return failed;
+}
+
+static void test_faults_come_from_their_seed(void)
+{
+    uint64_t seven = failures(7);
+
+    CHECK_EQ(failures(7), seven);
+    CHECK(failures(8) != seven);
+    CHECK(seven != 0 && ~seven != 0);
+}
+
+static void test_faults_choose(void)
+{
+    struct sm_fault_rule r = { .ops = SM_FAULT_WRITE, .action = SM_FAULT_FAIL, .first = 10,
+                               .last = 19, .skip = 1, .count = 2, .ends = true, .probability = 1 };
+    struct sm_fault_rule seen;
+    unsigned id;
+
+    sm_faults_init(&ordered);
+    create(0);
+    CHECK_EQ(sm_faults_add(&ordered, &r, &id), 0);
+    CHECK_EQ(request(T_OUT, 9, 512, false, NULL), S_OK);
+    CHECK_EQ(request(T_OUT, 20, 512, false, NULL), S_OK);
+    CHECK_EQ(request(T_IN, 15, 512, true, NULL), S_OK);
+    CHECK_EQ(request(T_OUT, 8, 2048, false, NULL), S_OK); /* 8 to 11: the one to skip */
+    CHECK_EQ(request(T_OUT, 19, 512, false, NULL), S_IOERR);
+    CHECK_EQ(request(T_OUT, 10, 512, false, NULL), S_IOERR);
+    CHECK_EQ(request(T_OUT, 10, 512, false, NULL), S_OK);
+    CHECK(sm_faults_get(&ordered, id, &seen));
+    CHECK_EQ(seen.matched, 4);
+    CHECK_EQ(seen.hits, 2);
+    fake_destroy(&d);
+}
+
+static void test_faults_tear_and_corrupt(void)
+{
+    uint8_t *data;
+    unsigned torn = 0, flipped = 0, id;
+
+    sm_faults_init(&ordered);
+    create(0);
+    data = fake_ptr(&d, data_gpa);
+    id = rule(SM_FAULT_TEAR, SM_FAULT_WRITE, 1, 3);
+    memset(data, 0xee, 8 * 512);
+    CHECK_EQ(request(T_OUT, 0, 8 * 512, false, NULL), S_IOERR);
+    CHECK_EQ(request(T_IN, 0, 8 * 512, true, NULL), S_OK);
+    while (torn < 8 && data[torn * 512] == 0xee)
+        torn++;
+    CHECK(torn < 8);
+    for (unsigned i = torn * 512; i < 8 * 512; i++)
+        CHECK_EQ(data[i], base_byte(i));
+    sm_faults_remove(&ordered, id);
+
+    id = rule(SM_FAULT_CORRUPT, SM_FAULT_READ, 1, 4);
+    CHECK_EQ(request(T_IN, 100, 4 * 512, true, NULL), S_OK);
+    for (unsigned i = 0; i < 4 * 512; i++)
+        flipped += (unsigned)__builtin_popcount(data[i] ^ base_byte(100 * 512 + i));
+    CHECK_EQ(flipped, 1);
+    sm_faults_remove(&ordered, id);
+
+    id = rule(SM_FAULT_CORRUPT, SM_FAULT_WRITE, 1, 5);
+    memset(data, 0, 4 * 512);
+    CHECK_EQ(request(T_OUT, 200, 4 * 512, false, NULL), S_OK);
+    sm_faults_remove(&ordered, id);
+    CHECK_EQ(request(T_IN, 200, 4 * 512, true, NULL), S_OK);
+    flipped = 0;
+    for (unsigned i = 0; i < 4 * 512; i++)
+        flipped += (unsigned)__builtin_popcount(data[i]);
+    CHECK_EQ(flipped, 1);
+    fake_destroy(&d);
+}
+
+static void test_faults_delay(void)
+{
+    struct sm_fault_rule r = { .ops = SM_FAULT_FLUSH, .action = SM_FAULT_DELAY, .last = UINT64_MAX,
+                               .probability = 1, .delay_ns = 20000000 };
+    uint64_t start = sm_io_now_ns();
+    unsigned id;
+
+    sm_faults_init(&ordered);
+    create(0);
+    CHECK_EQ(sm_faults_add(&ordered, &r, &id), 0);
+    CHECK_EQ(request(T_FLUSH, 0, 0, false, NULL), S_OK);
+    CHECK(sm_io_now_ns() - start >= 20000000);
+    fake_destroy(&d);
+}
+
 int main(void)
 {
+    sm_faults_init(&ordered);
     scratch_begin();
     TEST(test_configuration);
     TEST(test_serial_too_long);
@@ -390,6 +506,10 @@ int main(void)
     TEST(test_rubbish);
     TEST(test_many_requests);
     TEST(test_save_and_load);
+    TEST(test_faults_come_from_their_seed);
+    TEST(test_faults_choose);
+    TEST(test_faults_tear_and_corrupt);
+    TEST(test_faults_delay);
     scratch_end();
     return test_report();
 }
