@@ -186,6 +186,7 @@ int luaopen_sm_core(lua_State *L)
     luaL_checkversion(L);
     luaL_newlib(L, functions);
     sm_lua_add_msg(L);
+    sm_lua_add_posix(L);
     sm_lua_push_vm_constructor(L);
     lua_setfield(L, -2, "vm");
     return 1;

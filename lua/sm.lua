@@ -78,4 +78,50 @@ function M.trace(vm, opts)
     return require("sm.trace").record(vm, opts)
 end
 
+--- Start a VM that outlives this process: `sm run -d`. A small process of its
+--- own holds it. Yields.
+---@async
+---@param image table|string what sm.image gives, or a reference
+---@param opts { config: table?, process: table, keep: boolean? } config as for sm.start; process {argv, env, cwd, user, tty, rows, cols, stdin, stop_signal}; keep: its log and exit code stay after its end, until sm.remove
+---@return string? id
+---@return string? err
+---@return table? failure
+function M.launch(image, opts)
+    return require("sm.owner").launch(image, opts)
+end
+
+--- The VMs of this user, whoever started them, the newest first: { id, image,
+--- status = "running"|"exited", code, created, finished, command, owner, worker,
+--- cpus, memory, detached … }. Yields.
+---@async
+---@return table[]?
+---@return string? err
+function M.vms()
+    return require("sm.attached").list()
+end
+
+--- A handle to a running VM of another process, with the methods of one's own:
+--- exec, spawn, read_file, write_file, wait, stop, kill, stats. Closing it lets
+--- go of the VM. Yields.
+---@async
+---@param name string|table its name, the beginning of it, or an entry of sm.vms
+---@return sm.AttachedVM?
+---@return string? err
+function M.attach(name)
+    return require("sm.attached").attach(name)
+end
+
+--- Forget a VM that has exited: its log and exit code. Yields.
+---@async
+---@param name string
+---@return true?
+---@return string? err
+function M.remove(name)
+    local info, err = require("sm.attached").find(name)
+    if not info then
+        return nil, err
+    end
+    return require("sm.rundir").remove(info.dir)
+end
+
 return M

@@ -16,6 +16,17 @@ local M = {}
 -- In the order of the help text.
 local COMMANDS = {
     { "run", "run an image as a microVM" },
+    { "ps", "list the VMs" },
+    { "exec", "run a command in a running VM" },
+    { "logs", "what a detached VM's command said" },
+    { "attach", "join a running VM's command" },
+    { "stop", "end VMs in good order" },
+    { "kill", "end VMs at once, or send a signal" },
+    { "wait", "wait for the end of VMs, print their exit codes" },
+    { "rm", "remove VMs that have exited" },
+    { "cp", "copy files and folders into or out of a VM" },
+    { "stats", "what VMs use" },
+    { "top", "the processes in a VM" },
     { "pull", "fetch an image and make it ready to run" },
     { "images", "list the images kept here" },
     { "rmi", "remove images" },
@@ -23,7 +34,7 @@ local COMMANDS = {
     { "save", "write images as an archive" },
     { "push", "push an image to a registry" },
     { "tag", "give an image another name" },
-    { "inspect", "all that is known of an image, as JSON" },
+    { "inspect", "all that is known of a VM or an image, as JSON" },
     { "history", "how an image came to be" },
     { "du", "what the store takes on the disk" },
     { "prune", "clear the store of what nothing needs" },
@@ -170,6 +181,8 @@ function M.main(argv)
         return M.main { [0] = argv[0], "version" }
     elseif is_command(first) then
         return command(argv)
+    elseif first == "_owner" then
+        return require("sm.owner").main()
     elseif first == "-" or first:match("%.lua$") or readable(first) then
         return script(argv, 1)
     end

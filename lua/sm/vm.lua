@@ -16,6 +16,7 @@
 --   nothing         poweroff, reboot     poweroff, reboot
 --   anything        worker died          crash; killed when we asked for it
 
+local uv = require "luv"
 local loop = require "sm.loop"
 local machine = require "sm.machine"
 
@@ -154,6 +155,26 @@ local function hosts_file(hostname)
     return ("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t%s\n"):format(hostname)
 end
 
+-- Let other processes see the VM and work with it (`sm ps`, `sm exec` …).
+local function serve_others(self)
+    local cfg, image, parts = self.cfg, self.image, self.parts
+    local err
+    self.server, err = require("sm.serve").new(self, parts.rundir.path, {
+        id = self.id,
+        image = image.name or image.reference,
+        digest = image.digest,
+        status = "running",
+        created = os.time(),
+        owner = uv.os_getpid(),
+        worker = parts.worker:pid(),
+        cpus = cfg.cpus,
+        memory = cfg.memory,
+        disk = not cfg.read_only and cfg.disk or nil,
+        hostname = cfg.hostname or self.id,
+    })
+    return self.server, err
+end
+
 --- Boot `image` with a checked configuration; returns when commands can run.
 --- Yields.
 ---@async
@@ -210,6 +231,11 @@ function M.start(image, cfg)
         self.ports = parts.network.ports
         parts.network:ready(self)
     end
+    ok, err = serve_others(self)
+    if not ok then
+        self:close()
+        return nil, err
+    end
     return self
 end
 
@@ -220,7 +246,31 @@ local function agent_of(self)
     return self.parts.agent
 end
 
-for _, name in ipairs { "exec", "spawn", "write_file", "read_file" } do
+--- Start a command and wait until it runs (sm.exec). With `main` it is the
+--- VM's own: its end is the VM's. Yields.
+---@async
+---@param opts table
+---@return sm.Process? process
+---@return string? err
+---@return table? failure
+function VM:spawn(opts)
+    local agent, err = agent_of(self)
+    if not agent then
+        return nil, err
+    end
+    local proc, failure
+    proc, err, failure = agent:spawn(opts)
+    if proc and opts.main then
+        self.main = { proc = proc, stop_signal = opts.stop_signal or "TERM" }
+        self.server:update {
+            command = opts.argv, env = opts.env, cwd = opts.cwd, user = opts.user,
+            tty = opts.tty or false, stdin = opts.stdin or false,
+        }
+    end
+    return proc, err, failure
+end
+
+for _, name in ipairs { "exec", "write_file", "read_file" } do
     VM[name] = function(self, ...)
         local agent, err = agent_of(self)
         if not agent then
@@ -255,14 +305,28 @@ function VM:wait(timeout)
     return self.ending
 end
 
---- Ask the guest to end in good order: its processes get their stop signal,
---- after `grace` seconds SIGKILL, the disks are synced. A guest that does not
---- do as asked is killed. Yields.
+-- The VM's own command is asked first: its exit code is then the VM's.
+local function stop_main(self, grace)
+    local main = self.main
+    if main and not main.proc.exit then
+        main.proc:signal(main.stop_signal)
+        if not main.proc:wait(grace) then
+            main.proc:signal("KILL")
+            main.proc:wait(5)
+        end
+        self:wait(10)
+    end
+end
+
+--- Ask the guest to end in good order: its command gets its stop signal, after
+--- `grace` seconds SIGKILL; then all other processes likewise; the disks are
+--- synced. A guest that does not do as asked is killed. Yields.
 ---@async
 ---@param opts { grace: number? }?
 ---@return table ending as VM:wait
 function VM:stop(opts)
     local grace = opts and opts.grace or 10
+    stop_main(self, grace)
     local agent = agent_of(self)
     if agent then
         agent:shutdown { grace = grace }
@@ -300,6 +364,9 @@ function VM:close()
     end
     if self.watcher and loop.current() ~= self.watcher then
         self.watcher:join(5)
+    end
+    if self.server then
+        self.server:close()
     end
     machine.stop(self.parts)
 end

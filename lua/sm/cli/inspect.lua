@@ -1,4 +1,5 @@
 -- SPDX-License-Identifier: Apache-2.0
+local attached = require "sm.attached"
 local json = require "sm.json"
 
 -- The configuration is the document as it is, not our reading of it.
@@ -9,22 +10,53 @@ local function shape(about)
     return ours:sub(1, -2) .. ',"Image":' .. about.config_bytes .. "}"
 end
 
+-- JSON for people: two spaces a level, keys in order.
+local function pretty(value, indent)
+    if type(value) ~= "table" then
+        return (json.encode(value):gsub("\\/", "/"))
+    end
+    local inner, lines = indent .. "  ", {}
+    if #value > 0 then
+        for i, item in ipairs(value) do
+            lines[i] = inner .. pretty(item, inner)
+        end
+        return "[\n" .. table.concat(lines, ",\n") .. "\n" .. indent .. "]"
+    elseif next(value) == nil then
+        return "{}"
+    end
+    local keys = {}
+    for key in pairs(value) do
+        keys[#keys + 1] = tostring(key)
+    end
+    table.sort(keys)
+    for i, key in ipairs(keys) do
+        lines[i] = ("%s%s: %s"):format(inner, pretty(key, inner), pretty(value[key], inner))
+    end
+    return "{\n" .. table.concat(lines, ",\n") .. "\n" .. indent .. "}"
+end
+
 return {
-    usage = "sm inspect IMAGE [IMAGE…]",
-    about = "All that is known of images in the store, as a JSON list.",
+    usage = "sm inspect NAME [NAME…]",
+    about = "All that is known of VMs, or of images in the store, as a JSON list. A name is a\n"
+        .. "VM's if there is one so called, else an image's.",
     flags = {},
     min = 1,
-    needs = "an image",
+    needs = "a VM or an image",
     run = function(_, rest)
         local list = {}
         for i, name in ipairs(rest) do
-            local about, err = require("sm.image").inspect(name)
-            if not about then
-                return nil, "inspect: " .. err
+            local info = attached.find(name)
+            if info then
+                list[i] = pretty(info, "")
+            else
+                local about, err = require("sm.image").inspect(name)
+                if not about then
+                    return 1, "inspect: " .. err
+                end
+                list[i] = shape(about)
             end
-            list[i] = shape(about)
         end
-        print("[" .. table.concat(list, ",") .. "]")
+        print("[" .. table.concat(list, ",\n") .. "]")
         return 0
     end,
 }

@@ -27,7 +27,7 @@ local M = {
     flags = {
         { "interactive", "i", nil, "join standard input to the command" },
         { "tty", "t", nil, "give the command a terminal" },
-        { "rm", nil, nil, "accepted for Docker's habit; a VM's disk never outlives it" },
+        { "rm", nil, nil, "with -d: forget the log and exit code at the end as well" },
         { "name", nil, "NAME", "name of the VM (default: made up)", kind = "string" },
         { "cpus", nil, "N", "virtual CPUs (default 1)", kind = "integer" },
         { "memory", "m", "SIZE", "memory, such as 512M or 2G (default 512M)", kind = "size" },
@@ -67,8 +67,7 @@ local M = {
         { "add-host", nil, "NAME:ADDRESS", "a line of /etc/hosts; host-gateway is this host", kind = "list" },
         { "mtu", nil, "N", "of the network card (default 65520; 1500 on a tap)", kind = "integer" },
         { "pcap", nil, "FILE", "record the guest's traffic", kind = "string" },
-        { "detach", "d", nil, "run in the background: not there yet",
-            absent = "background VMs are not there yet; run it in the foreground" },
+        { "detach", "d", nil, "run in the background and print the VM's name" },
     },
     min = 1,
     needs = "an image",
@@ -263,13 +262,40 @@ local function boot(o, image, process, marks)
     return nil, ("the guest ended: %s%s"):format(ending.reason, ending.detail and ", " .. ending.detail or "")
 end
 
+-- In the background, under a process of its own.
+local function detach(o, image, process)
+    local cfg = machine_config(o)
+    cfg.on_console, cfg.verbose = nil, nil
+    local rows, cols
+    if o.tty then
+        rows, cols = terminal.size(0)
+    end
+    local id, err, failure = sm.launch(image, {
+        config = cfg,
+        keep = not o.rm,
+        process = {
+            argv = process.argv, env = process.env, cwd = process.cwd, user = process.user,
+            tty = o.tty, rows = rows, cols = cols, stdin = o.interactive or false,
+            stop_signal = process.stop_signal,
+        },
+    })
+    if not id then
+        return failure and failure.stage == "exec" and failure.status or nil, err
+    end
+    print(id)
+    return 0
+end
+
 function M.run(o, rest)
     local marks = { process = loop.now() }
     local ok, err = config.check(machine_config(o))
     if not ok then
         return nil, "run: " .. err
     end
-    if o.tty and not terminal.is_tty(0) then
+    if o.detach and (o.timeout or o.restart) then
+        return nil, ("run: -d does not go with --%s"):format(o.timeout and "timeout" or "restart")
+    end
+    if o.tty and not o.detach and not terminal.is_tty(0) then
         return nil, "run: -t wants a terminal, and standard input is none"
     end
     local image
@@ -282,6 +308,9 @@ function M.run(o, rest)
     process, err = process_of(o, image, table.move(rest, 2, #rest, 1, {}))
     if not process then
         return nil, "run: " .. err
+    end
+    if o.detach then
+        return detach(o, image, process)
     end
     while true do
         local code, why = boot(o, image, process, marks)

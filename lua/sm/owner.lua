@@ -1,0 +1,214 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- The process that holds a detached VM. `launch` starts one: an `sm` in a
+-- session of its own, told on its standard input what to run, which answers on
+-- its standard output once the command runs, and then stays for as long as the
+-- VM does. From then on it is met through the VM's control socket only.
+--
+--   launch ── { image, config, process } ──▶ sm _owner ── VM, agent, log
+--          ◀── { true, id } | { false, why } ──┘     └── control.sock
+--
+-- Threads: the loop's, in either process.
+
+local uv = require "luv"
+local config = require "sm.config"
+local core = require "sm.core"
+local loop = require "sm.loop"
+
+local M = {}
+
+-- ------------------------------------------------------------- the launcher
+
+--- The `sm` executable that belongs to these modules.
+---@return string?
+---@return string? err
+local function executable()
+    local named = os.getenv "SM_EXECUTABLE"
+    if named and named ~= "" then
+        return named
+    end
+    local module = package.searchpath("sm.core", package.cpath) or ""
+    local base = module:match("^(.*)/sm/core%.so$") or "."
+    for _, path in ipairs { base .. "/../sm", base .. "/../../../bin/sm" } do
+        local stat = uv.fs_stat(path)
+        if stat and stat.type == "file" then
+            return path
+        end
+    end
+    return nil, "the sm executable is missing beside " .. base
+end
+
+local function start_process(path)
+    local pipes = { uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false) }
+    local handle, err = uv.spawn(path, { args = { "_owner" }, stdio = pipes, detached = true }, function() end)
+    if not handle then
+        for _, pipe in ipairs(pipes) do
+            pipe:close()
+        end
+        return nil, ("%s: %s"):format(path, err)
+    end
+    handle:unref()
+    return pipes, handle
+end
+
+-- Read both outputs to their ends. Yields.
+local function read_ends(out, err)
+    local text, open = { [out] = {}, [err] = {} }, 2
+    loop.await(function(settle)
+        for _, pipe in ipairs { out, err } do
+            pipe:read_start(loop.guard(function(_, chunk)
+                if chunk then
+                    table.insert(text[pipe], chunk)
+                    return
+                end
+                open = open - 1
+                if pipe == out or open == 0 then
+                    settle(true)
+                end
+            end))
+        end
+    end)
+    return table.concat(text[out]), table.concat(text[err])
+end
+
+local PROCESS_KEYS = {
+    argv = 1, env = 1, cwd = 1, user = 1, tty = 1, rows = 1, cols = 1, stdin = 1, stop_signal = 1,
+    groups = 1, rlimits = 1, files = 1,
+}
+
+local function check(opts)
+    local wire = require "sm.wire"
+    wire.check_keys("launch", opts, { config = 1, process = 1, keep = 1 })
+    if type(opts.process) ~= "table" then
+        error(("launch: process: expected a table, got %s"):format(type(opts.process)), 3)
+    end
+    wire.check_keys("launch: process", opts.process, PROCESS_KEYS)
+    for key, value in pairs(opts.config or {}) do
+        if type(value) == "function" then
+            error(("launch: config: %s: a function cannot go to another process"):format(key), 3)
+        end
+    end
+    return config.check(opts.config)
+end
+
+--- See sm.launch. Yields.
+---@async
+function M.launch(image, opts)
+    local ok, err = check(opts)
+    if not ok then
+        return nil, err
+    end
+    local path
+    path, err = executable()
+    if not path then
+        return nil, err
+    end
+    local pipes, handle = start_process(path)
+    if not pipes then
+        return nil, handle
+    end
+    pipes[1]:write(core.pack {
+        image = type(image) == "table" and image.reference or image,
+        pull = type(image) == "table" and "never" or nil,
+        config = opts.config or {}, process = opts.process, keep = opts.keep or false,
+    })
+    pipes[1]:shutdown()
+    local answer, words = read_ends(pipes[2], pipes[3])
+    for _, pipe in ipairs(pipes) do
+        pipe:close()
+    end
+    local said = core.unpack(answer)
+    if type(said) ~= "table" then
+        return nil, "the VM's process ended before it could answer: " .. words
+    elseif said[1] then
+        return said[2]
+    end
+    return nil, said[2], said[3] or nil
+end
+
+-- ---------------------------------------------------------------- the owner
+
+local function reply(message)
+    uv.fs_write(1, core.pack(message), -1)
+    -- The launcher waits for the end of both; nobody reads what we say later.
+    local null = assert(uv.fs_open("/dev/null", "r+", 0))
+    core.redirect(null, 0)
+    core.redirect(null, 1)
+    core.redirect(null, 2)
+    uv.fs_close(null)
+end
+
+-- What ends a process ends the VM in good order.
+local function end_with_us(vm)
+    for _, name in ipairs { "sigterm", "sigint" } do
+        local handle = assert(uv.new_signal())
+        handle:start(name, loop.guard(function()
+            loop.spawn(vm.stop, vm)
+        end))
+        handle:unref()
+    end
+    local hup = assert(uv.new_signal())
+    hup:start("sighup", function() end)
+    hup:unref()
+end
+
+local function hold(spec)
+    local sm = require "sm"
+    local image, err = sm.image(spec.image, { pull = spec.pull or spec.config.pull })
+    if not image then
+        return { false, err }
+    end
+    local vm
+    vm, err = sm.start(image, spec.config)
+    if not vm then
+        return { false, err }
+    end
+    local held <close> = vm
+    local process = spec.process
+    process.main = true
+    local proc, failure
+    proc, err, failure = held:spawn(process)
+    if not proc then
+        return { false, err, failure }
+    end
+    held.server:update { detached = true }
+    local logged
+    logged, err = held.server:keep_log(proc, process.tty)
+    if not logged then
+        return { false, err }
+    end
+    end_with_us(held)
+    reply { true, held.id }
+    held:wait()
+    logged:join(10)
+    local outcome = held.server:outcome()
+    if spec.keep then
+        held.parts.rundir.keep = true
+        held.server:update {
+            status = "exited", code = outcome.code, reason = outcome.reason,
+            detail = outcome.detail, finished = os.time(),
+        }
+    end
+    return nil
+end
+
+--- The body of `sm _owner`.
+---@return integer exit code
+function M.main()
+    local spec = core.unpack(io.read "a" or "")
+    if type(spec) ~= "table" or type(spec.image) ~= "string" or type(spec.process) ~= "table" then
+        io.stderr:write "sm: _owner is for sm itself; see `sm run -d`\n"
+        return 125
+    end
+    local ok, refused = xpcall(loop.run, debug.traceback, hold, spec)
+    if not ok then
+        refused = { false, "internal error, please report it\n" .. tostring(refused) }
+    end
+    if refused then
+        reply(refused)
+        return 125
+    end
+    return 0
+end
+
+return M

@@ -1,0 +1,445 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- The owner's side of a VM's control socket: what other processes may ask of
+-- the VM. There is no daemon: whoever started the VM (`sm run`, a script)
+-- answers, from its own loop.
+--
+--   <runtime>/<id>/control.sock   mode 0600 in a folder of mode 0700
+--   <runtime>/<id>/vm.json        what `sm ps` reads without asking anybody
+--
+-- Each request is a task. A client that misbehaves loses its connection, one
+-- that goes away has its commands killed; the VM does not notice either.
+--
+-- Threads: the loop's.
+
+local uv = require "luv"
+local control = require "sm.control"
+local files = require "sm.files"
+local json = require "sm.json"
+local loop = require "sm.loop"
+local vmlog = require "sm.vmlog"
+
+local M = {}
+
+local CLIENTS_MAX = 128
+local LAST_WORDS_SECONDS = 2 -- for answers under way when the VM is closed
+
+---@class sm.Server
+local Server = {}
+Server.__index = Server
+
+-- ------------------------------------------------------------ small helpers
+
+-- Tasks that end with the scope that made them.
+local Crew = {}
+Crew.__index = Crew
+Crew.__close = function(self)
+    for _, task in ipairs(self) do
+        if not task:finished() then
+            task:cancel()
+        end
+    end
+end
+
+local function crew()
+    return setmetatable({}, Crew)
+end
+
+function Crew:add(fn, ...)
+    local task = loop.spawn(fn, ...)
+    self[#self + 1] = task
+    return task
+end
+
+local function pump_out(chan, proc, name)
+    while true do
+        local piece = proc:read(name)
+        if not piece then
+            chan:finish(name)
+            return
+        elseif not chan:write(name, piece) then
+            return
+        end
+    end
+end
+
+local function pump_in(chan, proc)
+    while true do
+        local piece, err = chan:read "stdin"
+        if not piece then
+            if not err then
+                proc:close_stdin()
+            end
+            return
+        elseif not proc:write(piece) then
+            return
+        end
+    end
+end
+
+-- "signal" and "resize" of a client, as the process's methods. What is wrong
+-- with them is the client's concern alone.
+local function obey(chan, proc)
+    chan.on_tell = function(what, value)
+        if what == "signal" then
+            pcall(proc.signal, proc, value)
+        elseif what == "resize" and type(value) == "table" then
+            pcall(proc.resize, proc, value[1], value[2])
+        end
+    end
+end
+
+local function need(args, key, kind)
+    local value = type(args) == "table" and args[key] or nil
+    if type(value) ~= kind then
+        error(("%s: expected a %s, got %s"):format(key, kind, type(value)), 0)
+    end
+    return value
+end
+
+-- ------------------------------------------------------------------- verbs
+
+local verbs = {}
+
+local EXEC_KEYS = {
+    argv = "table", env = "table", cwd = "string", user = "string", tty = "boolean",
+    rows = "number", cols = "number", stdin = "boolean", groups = "table", rlimits = "table",
+    files = "table",
+}
+
+function verbs.exec(self, chan, args)
+    local opts = {}
+    for key, value in pairs(args) do
+        if key ~= "detach" then
+            if not EXEC_KEYS[key] then
+                error(("exec: unknown option '%s'"):format(tostring(key)), 0)
+            end
+            opts[key] = need(args, key, EXEC_KEYS[key])
+        end
+    end
+    local proc, err, failure = self.vm:spawn(opts)
+    if not proc then
+        return nil, err, failure
+    end
+    if args.detach then
+        proc:discard(1)
+        proc:discard(2)
+        return { pid = proc.pid }
+    end
+    local held <close> = proc
+    local tasks <close> = crew()
+    obey(chan, held)
+    chan:tell("started", { pid = proc.pid })
+    tasks:add(pump_in, chan, proc)
+    local outs = { tasks:add(pump_out, chan, proc, "stdout") }
+    if not opts.tty then
+        outs[2] = tasks:add(pump_out, chan, proc, "stderr")
+    end
+    local exit
+    exit, err, failure = proc:wait()
+    for _, task in ipairs(outs) do
+        task:join()
+    end
+    return exit, err, failure
+end
+
+function verbs.write_file(self, chan, args)
+    local path = need(args, "path", "string")
+    -- When the client goes away in the middle: better no file than half of one.
+    local whole = false
+    local _ <close> = setmetatable({}, { __close = function()
+        if not whole then
+            loop.spawn(self.vm.exec, self.vm, { argv = { "rm", "-f", path } })
+        end
+    end })
+    local info, err, failure = self.vm:write_file(path, function()
+        return (chan:read "stdin")
+    end, args.opts or nil)
+    whole = true
+    return info, err, failure
+end
+
+function verbs.read_file(self, chan, args)
+    local ok, info, failure = self.vm:read_file(need(args, "path", "string"), {
+        sink = function(piece)
+            chan:write("stdout", piece)
+        end,
+    })
+    if not ok then
+        return nil, info, failure
+    end
+    return info
+end
+
+-- Records of the log as they come, until the main process and its output are
+-- over. `from` is "start" or "end".
+local function follow(self, chan, args)
+    if not self.log then
+        return nil, "its output goes where it was started; only a detached VM keeps it"
+    end
+    local reader <close> = vmlog.reader(self.dir)
+    if args.from == "end" then
+        reader:skip()
+    end
+    while not chan.over do
+        local record = reader:next()
+        if record then
+            if args.times then
+                chan:tell("time", { record[1], record[2], #record[3] })
+            end
+            if not chan:write(record[2] == 1 and "stdout" or "stderr", record[3]) then
+                return nil, "gone"
+            end
+        elseif not args.follow or self.log_ended then
+            return true
+        else
+            loop.await(function(settle)
+                self.log_waiters[settle] = true
+                return function()
+                    self.log_waiters[settle] = nil
+                end
+            end)
+        end
+    end
+end
+
+function verbs.logs(self, chan, args)
+    return follow(self, chan, args)
+end
+
+function verbs.attach(self, chan, args)
+    local main = self.vm.main
+    if not main then
+        return nil, "it runs no command to attach to"
+    end
+    local tasks <close> = crew()
+    if args.stdin then
+        tasks:add(pump_in, chan, main.proc)
+    end
+    obey(chan, main.proc)
+    local ok, err = follow(self, chan, { from = "end", follow = true })
+    if not ok then
+        return nil, err
+    end
+    return main.proc:wait()
+end
+
+function verbs.wait(self)
+    self.vm:wait()
+    return self:outcome()
+end
+
+function verbs.stop(self, _, args)
+    self.vm:stop { grace = math.type(args.grace) and args.grace or nil }
+    return self:outcome()
+end
+
+function verbs.kill(self, _, args)
+    local signal = args.signal
+    local main = self.vm.main
+    if not signal or signal == "KILL" or signal == "SIGKILL" or signal == 9 then
+        self.vm:kill()
+        return self:outcome()
+    elseif not main then
+        return nil, "it runs no command that could take a signal"
+    end
+    main.proc:signal(signal)
+    return true
+end
+
+function verbs.stats(self)
+    return self.vm:stats()
+end
+
+function verbs.inspect(self)
+    return self.meta
+end
+
+-- ------------------------------------------------------------ the requests
+
+-- One request: the verb's results are the answer, its error too.
+local function serve(self, chan, args)
+    local verb = verbs[chan.verb]
+    if not verb then
+        chan:done(false, ("no such request: '%s'"):format(chan.verb:sub(1, 40)))
+        return
+    elseif type(args) ~= "table" then
+        chan:done(false, "expected a table of arguments")
+        return
+    end
+    local task
+    task = loop.spawn(function()
+        local ok, result, err, detail = xpcall(verb, function(e)
+            return type(e) == "string" and e or tostring(e)
+        end, self, chan, args)
+        if not ok then
+            chan:done(false, result)
+        elseif result == nil or result == false then
+            chan:done(false, err or "failed", type(detail) == "table" and detail or nil)
+        else
+            chan:done(true, result)
+        end
+    end)
+    chan.on_over = function()
+        if not task:finished() and loop.current() ~= task then
+            task:cancel()
+        end
+    end
+end
+
+local function accept(self, listener)
+    local stream = uv.new_pipe(false)
+    if not listener:accept(stream) then
+        stream:close()
+        return
+    elseif self.client_count >= CLIENTS_MAX then
+        stream:close()
+        return
+    end
+    local client = control.new(stream, function(chan, args)
+        serve(self, chan, args)
+    end)
+    self.clients[client] = true
+    self.client_count = self.client_count + 1
+    client.on_close = function()
+        self.clients[client] = nil
+        self.client_count = self.client_count - 1
+    end
+end
+
+-- --------------------------------------------------------------- the state
+
+local function write_meta(self)
+    -- Renamed into place: a reader sees the one or the other.
+    local path = self.dir .. "/vm.json"
+    if files.write_plain(path .. ".new", json.encode(self.meta)) then
+        uv.fs_rename(path .. ".new", path)
+    end
+end
+
+--- Change what others see of the VM.
+---@param changes table
+function Server:update(changes)
+    for key, value in pairs(changes) do
+        self.meta[key] = value
+    end
+    write_meta(self)
+end
+
+--- How it ended, for people and scripts: { code, reason, detail }.
+function Server:outcome()
+    local ending = self.vm.ending or {}
+    local main = self.vm.main
+    local exit = main and main.proc.exit
+    local code = exit and exit.status or ending.code
+    if not code then
+        local reason = ending.reason
+        code = (reason == "poweroff" or reason == "reboot") and 0 or reason == "killed" and 137 or 125
+    end
+    return { code = code, reason = ending.reason, detail = ending.detail }
+end
+
+local function log_changed(self)
+    local waiters = self.log_waiters
+    self.log_waiters = {}
+    for settle in pairs(waiters) do
+        settle(true)
+    end
+end
+
+--- Keep what the main process says. Returns a task that ends with its output.
+---@param proc sm.Process
+---@param tty boolean?
+---@return sm.Task?
+---@return string? err
+function Server:keep_log(proc, tty)
+    local log, err = vmlog.new(self.dir)
+    if not log then
+        return nil, err
+    end
+    self.log = log
+    log.changed = function()
+        log_changed(self)
+    end
+    return loop.spawn(function()
+        local held <close> = log
+        local tasks <close> = crew()
+        local function keep(name, number)
+            while true do
+                local piece = proc:read(name)
+                if not piece then
+                    return
+                end
+                held:write(number, piece)
+            end
+        end
+        local outs = { tasks:add(keep, "stdout", 1) }
+        if not tty then
+            outs[2] = tasks:add(keep, "stderr", 2)
+        end
+        for _, task in ipairs(outs) do
+            task:join()
+        end
+        self.log_ended = true
+        log_changed(self)
+    end)
+end
+
+--- Answer for a VM: listen in its folder and say there what it is.
+---@param vm sm.VM anything with its methods
+---@param dir string
+---@param meta table
+---@return sm.Server?
+---@return string? err
+function M.new(vm, dir, meta)
+    local self = setmetatable({
+        vm = vm, dir = dir, meta = meta, clients = {}, client_count = 0, log_waiters = {},
+    }, Server)
+    local listener = assert(uv.new_pipe(false))
+    local path = dir .. "/control.sock"
+    local ok, err = listener:bind(path)
+    if not ok then
+        listener:close()
+        return nil, err
+    end
+    uv.fs_chmod(path, tonumber("600", 8))
+    listener:listen(16, loop.guard(function(listen_err)
+        if not listen_err then
+            accept(self, listener)
+        end
+    end))
+    listener:unref()
+    self.listener = listener
+    write_meta(self)
+    return self
+end
+
+local function idle(self)
+    for client in pairs(self.clients) do
+        if client.open_count > 0 or client.stream:get_write_queue_size() > 0 then
+            return false
+        end
+    end
+    return true
+end
+
+--- Stop answering, once the answers under way are out. Yields.
+---@async
+function Server:close()
+    if self.closed then
+        return
+    end
+    self.closed = true
+    if not self.listener:is_closing() then
+        self.listener:close()
+    end
+    local deadline = loop.now() + LAST_WORDS_SECONDS
+    while not idle(self) and loop.now() < deadline do
+        loop.sleep(0.005)
+    end
+    for client in pairs(self.clients) do
+        client:close("the VM has ended")
+    end
+end
+
+return M
