@@ -9,10 +9,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#define RECV_MAX_BYTES (1u << 20)
 
 static int check_fd(lua_State *L, int arg)
 {
@@ -39,17 +38,6 @@ static int posix_redirect(lua_State *L)
     return 1;
 }
 
-/* dup(fd) → fd, with close-on-exec; nil, what, errno */
-static int posix_dup(lua_State *L)
-{
-    int fd = fcntl(check_fd(L, 1), F_DUPFD_CLOEXEC, 3);
-    if (fd < 0) {
-        return refuse_errno(L, errno);
-    }
-    lua_pushinteger(L, fd);
-    return 1;
-}
-
 /* send(fd, bytes, from?) → how many of bytes[from…] a socket took; nil, what,
  * errno. Never waits ("again"), never raises SIGPIPE. */
 static int posix_send(lua_State *L)
@@ -70,22 +58,21 @@ static int posix_send(lua_State *L)
     return 1;
 }
 
-/* recv(fd, max) → bytes, "" at the end; nil, what, errno. Never waits. */
-static int posix_recv(lua_State *L)
+/* writable(fd) → a descriptor of the caller's that polls readable once fd takes
+ * bytes or has failed: a loop need not poll fd itself, twice, for that */
+static int posix_writable(lua_State *L)
 {
-    int fd = check_fd(L, 1);
-    lua_Integer max = luaL_checkinteger(L, 2);
-    luaL_argcheck(L, max >= 1 && max <= (lua_Integer)RECV_MAX_BYTES, 2, "expected 1 to 1048576");
-    luaL_Buffer b;
-    char *room = luaL_buffinitsize(L, &b, (size_t)max);
-    ssize_t n;
-    do {
-        n = recv(fd, room, (size_t)max, MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0) {
+    struct epoll_event event = { .events = EPOLLOUT };
+    int fd = check_fd(L, 1), ep = epoll_create1(EPOLL_CLOEXEC);
+    if (ep < 0) {
         return refuse_errno(L, errno);
     }
-    luaL_pushresultsize(&b, (size_t)n);
+    if (epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event) < 0) {
+        int err = errno;
+        close(ep);
+        return refuse_errno(L, err);
+    }
+    lua_pushinteger(L, ep);
     return 1;
 }
 
@@ -93,9 +80,8 @@ void sm_lua_add_posix(lua_State *L)
 {
     static const luaL_Reg functions[] = {
         { "redirect", posix_redirect },
-        { "dup", posix_dup },
         { "send", posix_send },
-        { "recv", posix_recv },
+        { "writable", posix_writable },
         { NULL, NULL },
     };
     luaL_setfuncs(L, functions, 0);

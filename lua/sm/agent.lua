@@ -19,6 +19,7 @@
 local uv = require "luv"
 local frames = require "sm.frames"
 local loop = require "sm.loop"
+local socket = require "sm.socket"
 local wire = require "sm.wire"
 
 local M = { refuse = frames.refuse, failure = frames.failure }
@@ -175,17 +176,6 @@ end
 
 -- -------------------------------------------------------------------- API
 
--- A guest may close the connection at any moment, and libuv writes without
--- MSG_NOSIGNAL: under stock `lua5.4` the signal's default would end the process.
-local sigpipe
-local function survive_sigpipe()
-    if not sigpipe then
-        sigpipe = uv.new_signal()
-        sigpipe:start("sigpipe", function() end)
-        sigpipe:unref()
-    end
-end
-
 -- Wait for a condition that control frames change. Yields.
 local function wait_for(self, ready, timeout)
     local deadline = timeout and loop.now() + timeout
@@ -203,7 +193,7 @@ local function wait_for(self, ready, timeout)
 end
 
 --- Take a connection and wait for the agent's HELLO. `stream` is a connected
---- luv stream or a descriptor, which the agent owns from now on. Yields.
+--- luv pipe or a descriptor, which the agent owns from now on. Yields.
 ---@async
 ---@param stream userdata|integer
 ---@param opts? { timeout: number?, on_goodbye: function?, on_error: function? }
@@ -211,15 +201,10 @@ end
 function M.accept(stream, opts)
     opts = opts or {}
     wire.check_keys("agent.accept", opts, { timeout = 1, on_goodbye = 1, on_error = 1 })
-    survive_sigpipe()
-    if type(stream) == "number" then
-        local pipe = uv.new_pipe(false)
-        local ok, err = pipe:open(stream)
-        if not ok then
-            pipe:close()
-            return nil, "agent: " .. tostring(err)
-        end
-        stream = pipe
+    local why
+    stream, why = socket.new(stream)
+    if not stream then
+        return nil, "agent: " .. why
     end
     local self = setmetatable({
         stream = stream,

@@ -8,6 +8,7 @@ local uv = require "luv"
 local control = require "sm.control"
 local loop = require "sm.loop"
 local rundir = require "sm.rundir"
+local socket = require "sm.socket"
 local wire = require "sm.wire"
 
 local M = {}
@@ -79,7 +80,7 @@ local function connect(path)
         end
         return nil, err
     end
-    return pipe
+    return socket.new(pipe)
 end
 
 --- Connect to a running VM of another process. Yields.
@@ -98,12 +99,12 @@ function M.attach(name)
     if info.status ~= "running" then
         return nil, ("the VM '%s' is not running"):format(info.id)
     end
-    local pipe
-    pipe, err = connect(info.dir .. "/control.sock")
-    if not pipe then
+    local stream
+    stream, err = connect(info.dir .. "/control.sock")
+    if not stream then
         return nil, ("the VM '%s' does not answer: %s"):format(info.id, err)
     end
-    return setmetatable({ id = info.id, info = info, conn = control.new(pipe) }, VM)
+    return setmetatable({ id = info.id, info = info, conn = control.new(stream) }, VM)
 end
 
 --- Let go of the VM. Idempotent.

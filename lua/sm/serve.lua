@@ -17,6 +17,7 @@ local control = require "sm.control"
 local files = require "sm.files"
 local json = require "sm.json"
 local loop = require "sm.loop"
+local socket = require "sm.socket"
 local vmlog = require "sm.vmlog"
 
 local M = {}
@@ -288,12 +289,13 @@ local function serve(self, chan, args)
 end
 
 local function accept(self, listener)
-    local stream = uv.new_pipe(false)
-    if not listener:accept(stream) then
-        stream:close()
+    local pipe = uv.new_pipe(false)
+    if not listener:accept(pipe) or self.client_count >= CLIENTS_MAX then
+        pipe:close()
         return
-    elseif self.client_count >= CLIENTS_MAX then
-        stream:close()
+    end
+    local stream = socket.new(pipe)
+    if not stream then
         return
     end
     local client = control.new(stream, function(chan, args)

@@ -19,6 +19,7 @@
 
 local core = require "sm.core"
 local loop = require "sm.loop"
+local socket = require "sm.socket"
 local uv = require "luv"
 
 local M = {}
@@ -643,8 +644,12 @@ function M.spawn(opts)
     if not path then
         return nil, err
     end
+    local pipe, theirs = socket.pair()
+    if not pipe then
+        return nil, theirs
+    end
     local state = {
-        pipe = uv.new_pipe(false),
+        pipe = pipe,
         pending = {}, events = {}, waiters = {}, parts = {}, handlers = {},
         busy = 0, held = {},
         input = "", part_bytes = 0, need_bytes = LENGTH_BYTES,
@@ -654,11 +659,12 @@ function M.spawn(opts)
     local pid
     state.process, pid = uv.spawn(path, {
         args = { opts.name or "vm" },
-        stdio = { nil, nil, 2, state.pipe },
+        stdio = { nil, nil, 2, theirs },
         detached = true,
     }, loop.guard(function(code, signal)
         at_exit(state, code, signal)
     end))
+    uv.fs_close(theirs)
     if not state.process then
         state.pipe:close()
         return nil, ("%s: %s"):format(path, pid)

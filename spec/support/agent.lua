@@ -5,6 +5,7 @@
 
 local agent = require "sm.agent"
 local loop = require "sm.loop"
+local socket = require "sm.socket"
 local uv = require "luv"
 local wire = require "sm.wire"
 
@@ -85,8 +86,7 @@ M.hello = M.frame(wire.HELLO, 0, wire.field_u32(1, wire.VERSION) .. wire.field_u
 --- A scripted peer: returns the connection and `say(bytes)`, after HELLO.
 function M.fake(opts)
     local ours, theirs = socketpair()
-    local peer = uv.new_pipe(false)
-    assert(peer:open(theirs))
+    local peer = socket.new(theirs)
     peer:read_start(function() end)
     peer:write(M.hello)
     local a = assert(agent.accept(ours, opts))

@@ -43,7 +43,11 @@ local function split(path)
     if clean == "" then
         return "/", "/"
     end
-    return clean, clean:match "[^/]+$", clean:match "^(.*)/[^/]+$" or (clean:sub(1, 1) == "/" and "/" or ".")
+    local parent, base = clean:match "^(.*)/([^/]+)$"
+    if not parent then
+        return clean, clean, "."
+    end
+    return clean, base, parent == "" and "/" or parent
 end
 
 local function contents_only(path)
