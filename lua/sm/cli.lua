@@ -53,7 +53,8 @@ end
 local function help()
     local lines = {
         "usage: sm COMMAND [flags] [args]",
-        "       sm SCRIPT.lua [args]     a Lua script with the toolkit at hand",
+        "       sm [-i] [-e CODE] [-l MODULE] [SCRIPT.lua | -] [args]",
+        "                                Lua with the toolkit at hand",
         "",
     }
     for _, c in ipairs(COMMANDS) do
@@ -90,37 +91,6 @@ local function readable(path)
     local ok = f:read(0) ~= nil or f:seek("end") == 0
     f:close()
     return ok
-end
-
--- Run a Lua file with `arg` set, as stock lua does.
-local function script(argv, at)
-    local loop = require "sm.loop"
-    local path = argv[at]
-    local chunk, err
-    if path == "-" then
-        chunk, err = load(io.read("a"), "=stdin")
-    else
-        chunk, err = loadfile(path)
-    end
-    if not chunk then
-        return fail(err)
-    end
-    local arg = {}
-    for i = 0, #argv do
-        arg[i - at] = argv[i]
-    end
-    _G.arg = arg
-    local ok, trace = xpcall(function()
-        loop.run(chunk, table.unpack(arg, 1, #arg))
-        loop.finish()
-    end, function(e)
-        return type(e) == "string" and debug.traceback(e, 2) or e
-    end)
-    if not ok then
-        io.stderr:write("sm: ", tostring(trace), "\n")
-        return 1
-    end
-    return 0
 end
 
 local function wants_help(argv)
@@ -183,8 +153,8 @@ function M.main(argv)
         return command(argv)
     elseif first == "_owner" then
         return require("sm.owner").main()
-    elseif first == "-" or first:match("%.lua$") or readable(first) then
-        return script(argv, 1)
+    elseif require("sm.script").is_option(first) or first:match("%.lua$") or readable(first) then
+        return require("sm.script").main(argv)
     end
     local near = args.nearest(first, names())
     return fail(("unknown command '%s'%s\nsee `sm --help`"):format(

@@ -133,7 +133,7 @@ local function run_until(cond)
             failure = nil
             error(err, 0)
         end
-        if not uv.run("once") and not cond() and ready_last < ready_first then
+        if not uv.run("once") and not cond() and not failure and ready_last < ready_first then
             error("deadlock: waiting for something that nothing can bring", 0)
         end
     end

@@ -6,6 +6,7 @@
 
 local core = require "sm.core"
 local loop = require "sm.loop"
+local socket = require "sm.socket"
 local uv = require "luv"
 
 local M = {}
@@ -150,14 +151,18 @@ function M.spawn(opts)
     if not path then
         return nil, err
     end
+    local pipe, theirs = socket.pair()
+    if not pipe then
+        return nil, theirs
+    end
     local self = setmetatable({
-        pipe = uv.new_pipe(false), pending = {}, input = "", next_id = 0, waits = 0,
+        pipe = pipe, pending = {}, input = "", next_id = 0, waits = 0,
         on_event = opts.on_event, on_end = opts.on_end,
     }, Netd)
     local pid
     self.process, pid = uv.spawn(path, {
         args = { opts.name or "vm" },
-        stdio = { nil, nil, 2, self.pipe },
+        stdio = { nil, nil, 2, theirs },
         detached = true,
     }, loop.guard(function(code, signal)
         self.exited = true
@@ -168,6 +173,7 @@ function M.spawn(opts)
             self.on_exit(true)
         end
     end))
+    uv.fs_close(theirs)
     if not self.process then
         self.pipe:close()
         return nil, ("%s: %s"):format(path, pid)
