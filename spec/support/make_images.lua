@@ -5,7 +5,11 @@
 --
 --   one, multi   see support/images.lua
 --   static       a single static binary, no shell, no /etc
+--   wide         `multi` with 24 MiB of noise in one file and 1 MiB in 256
 --   config       `one` with Entrypoint, Cmd, Env, User and WorkingDir set
+--
+-- Beside them, DIR/<tag>.sums: what `sha256sum` says of every file of `multi`
+-- and `wide` as umoci unpacks them.
 
 local images = require "support.images"
 local shell = require "support.shell"
@@ -33,4 +37,19 @@ umoci config --image %s:static --config.entrypoint /hello
 umoci config --image %s:one --tag config --config.entrypoint /bin/echo --config.entrypoint entry \
     --config.cmd default --config.env FROM=image --config.user web --config.workingdir /made/here
 ]]):format(q(work), q(dir), q(dir), q(dir), q(dir)))
+shell.run(([[
+set -e
+cd %s
+noise() { openssl enc -aes-128-ctr -K 00112233445566778899aabbccddeeff -iv "$1" -nosalt </dev/zero 2>/dev/null | head -c "$2"; }
+mkdir -p wide/wide/many
+noise 1 25165824 > wide/wide/noise
+for i in $(seq 256); do noise $((i + 1)) 4096 > wide/wide/many/$i; done
+tar --owner=0 --group=0 --numeric-owner --mtime=@0 --sort=name -cf wide.tar -C wide wide
+umoci raw add-layer --image %s:multi --tag wide wide.tar
+rootless=; [ "$(id -u)" = 0 ] || rootless=--rootless
+for tag in multi wide; do
+    umoci unpack $rootless --image %s:$tag b-$tag
+    (cd b-$tag/rootfs && find . -type f -print0 | sort -z | xargs -0 sha256sum) > %s/$tag.sums
+done
+]]):format(q(work), q(dir), q(dir), q(dir)))
 shell.remove(work)
