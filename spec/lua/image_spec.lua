@@ -308,7 +308,9 @@ describe("sm.image", function()
             private.stop()
         end)
 
-        it("by Bearer, with tokens the registry itself checks", function()
+        -- A server of tokens that a real registry checks: signed, for alice only.
+        -- `life` is how long the registry takes them; it forgives 60 s.
+        local function token_server(life)
             local base64 = require "sm.base64"
             local faulty = require "support.faulty_server"
             shell.run(("cd %s; openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem "
@@ -317,35 +319,91 @@ describe("sm.image", function()
                 return (base64.encode(bytes):gsub("[+/=]", { ["+"] = "-", ["/"] = "_", ["="] = "" }))
             end
             local der = base64.encode(shell.run(("openssl x509 -in %s/c.pem -outform DER"):format(q(dir))))
-            local asked = {}
-            local tokens = faulty.start(function(req, res)
-                asked[#asked + 1] = req
+            local server
+            server = faulty.start(function(req, res)
+                server.asked[#server.asked + 1] = req
                 local name = req.query:match("scope=repository%%3A(.-)%%3Apull"):gsub("%%2F", "/")
                 local allowed = req.headers.authorization == "Basic YWxpY2U6czNjcmV0"
                 local now = os.time()
+                server.good_until = now + life
                 local head = url64(('{"typ":"JWT","alg":"RS256","x5c":["%s"]}'):format(der))
                 local claims = url64(('{"iss":"spec","sub":"","aud":"spec","exp":%d,"nbf":%d,"iat":%d,'
-                    .. '"jti":"%d","access":[%s]}'):format(now + 300, now - 10, now, #asked, allowed
+                    .. '"jti":"%d","access":[%s]}'):format(now + life - 60, now - 100, now, #server.asked, allowed
                     and ('{"type":"repository","name":"%s","actions":["pull"]}'):format(name) or ""))
                 shell.write(dir .. "/tbs", head .. "." .. claims)
                 local signature = shell.run(("openssl dgst -sha256 -sign %s/k.pem %s/tbs")
                     :format(q(dir), q(dir)))
                 res:send(200, {}, ('{"token":"%s.%s.%s"}'):format(head, claims, url64(signature)))
             end)
-            local private = registry.start { data = reg.dir .. "/data", token = {
-                realm = tokens.url .. "/token", service = "spec", issuer = "spec",
+            server.asked = {}
+            return server, registry.start { data = reg.dir .. "/data", token = {
+                realm = server.url .. "/token", service = "spec", issuer = "spec",
                 bundle = dir .. "/c.pem" } }
+        end
+
+        it("by Bearer, with tokens the registry itself checks", function()
+            local tokens, private = token_server(360)
             local ref = private.host .. "/team/multi:v1"
             local img, err = pull(ref)
             assert.is_nil(img)
             assert.truthy(err:find(private.host, 1, true), err)
             login(private.host, "alice", "s3cret")
-            asked = {}
+            tokens.asked = {}
             local good <close> = assert(pull(ref))
             assert.truthy(good)
-            assert.equal(1, #asked)
+            assert.equal(1, #tokens.asked)
             private.stop()
             tokens.stop()
+        end)
+
+        it("by Bearer, with a token that runs out in the middle of the pull", function()
+            local tokens, private = token_server(4)
+            login(private.host, "alice", "s3cret")
+            local waited = false
+            local good <close> = assert(pull(private.host .. "/team/multi:v1", { fetch = function(_, _, default)
+                -- We still believe in it; the registry no longer does.
+                while os.time() <= tokens.good_until and not waited do
+                    loop.sleep(0.1)
+                end
+                waited = true
+                return default()
+            end }))
+            assert.truthy(#tokens.asked >= 2, #tokens.asked)
+            assert.truthy(good)
+            check_store()
+            private.stop()
+            tokens.stop()
+        end)
+
+        it("by Basic, sent to another host for the blobs, with ranges and without the login", function()
+            local faulty = require "support.faulty_server"
+            shell.run(("htpasswd -Bbn alice s3cret > %s/htpasswd"):format(q(dir)))
+            local seen, resumed = {}, 0
+            local elsewhere = faulty.start(function(req, res)
+                local bytes = shell.read(reg.dir .. "/data" .. req.path)
+                seen[req.path] = (seen[req.path] or 0) + 1
+                assert(not req.headers.authorization)
+                if seen[req.path] == 1 and #bytes > 100000 then
+                    res:head(200, { ["Content-Length"] = #bytes })
+                    res:write(bytes:sub(1, #bytes // 2))
+                    res:finish()
+                else
+                    resumed = resumed + (req.headers.range and 1 or 0)
+                    tiny.send_blob(req, res, bytes)
+                end
+            end)
+            local private = registry.start { data = reg.dir .. "/data", htpasswd = dir .. "/htpasswd",
+                redirect = elsewhere.url:gsub("127%.0%.0%.1", "localhost") }
+            login(private.host, "alice", "s3cret")
+            local good <close> = assert(pull(private.host .. "/team/multi:v1"))
+            assert.truthy(good)
+            assert.truthy(resumed >= 2, resumed) -- each of the large layers
+            for _, req in ipairs(elsewhere.requests) do
+                assert.is_nil(req.headers.authorization)
+            end
+            check_store()
+            private.stop()
+            elsewhere.stop()
         end)
     end)
 
@@ -375,7 +433,7 @@ describe("sm.image", function()
         local server = tiny.serve(what)
         loop.run(function()
             local children = {}
-            for i = 1, 5 do
+            for i = 1, 10 do
                 children[i] = child.lua(([[
                     local img = assert(require "sm.image".pull(%q, { store = %q }))
                     print(img.digest)]]):format(server.host .. "/app", store_dir))
