@@ -6,6 +6,7 @@
  *   link.c     the connection: dial, frames in, frames out
  *   chan.c     requests in flight: output streams, stdin, chains, the end
  *   exec.c     EXEC: pipes or terminal, fork; child.c: from fork to execve
+ *   layer.c    the writable layer as a tar
  *   files.c    FILE_PUT and FILE_GET
  *   end.c      signals, reaping, the orderly end
  *   early.c    first mounts, modules; root.c: root device, overlay, switch
@@ -164,6 +165,10 @@ struct sm_child_fds {
 };
 void sm_child_run(struct sm_agent *a, struct sm_exec_req *r, const struct sm_child_fds *fds)
     __attribute__((noreturn));
+
+/* layer.c: in the child. The upper folder as a tar on stdout; `folder` stands for
+ * it in a test. */
+int sm_layer_write(struct sm_agent *a, const char *folder);
 
 /* files.c */
 void sm_file_start(struct sm_agent *a, struct sm_chan *c);

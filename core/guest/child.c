@@ -236,6 +236,10 @@ void sm_child_run(struct sm_agent *a, struct sm_exec_req *r, const struct sm_chi
     if (rc)
         fail(&k, -rc, SM_STAGE_USER, r->user);
     set_limits(&k);
+    if (r->flags & SM_EXECF_LAYER) {
+        close(fds->report); /* all there is to start has been started */
+        _exit(sm_layer_write(a, r->cwd) ? 1 : 0);
+    }
     enter_folder(&k);
     own_streams(&k);
     become(&k);

@@ -172,7 +172,10 @@ enum {
 #define SM_EXECF_TTY 0x01   /* a terminal: stdin, stdout, stderr are one */
 #define SM_EXECF_STDIN 0x02 /* STDIN will follow; else stdin is /dev/null */
 #define SM_EXECF_MAIN 0x04  /* the machine ends when this ends */
-#define SM_EXECF_ALL 0x07
+/* No program: the agent itself writes what the root's writable layer holds to
+ * stdout, as the tar of an image layer. ARG is a name for it and is not run. */
+#define SM_EXECF_LAYER 0x08
+#define SM_EXECF_ALL 0x0f
 
 enum {
     SM_FILE_PATH = 1,   /* text, absolute */

@@ -16,7 +16,7 @@ local wire = require "sm.wire"
 
 local M = {}
 
-local TTY, STDIN, MAIN = 1, 2, 4
+local TTY, STDIN, MAIN, LAYER = 1, 2, 4, 8
 local STREAMS = { stdout = 1, stderr = 2 }
 local RLIMITS = {
     cpu = 0, fsize = 1, data = 2, stack = 3, core = 4, rss = 5, nproc = 6, nofile = 7,
@@ -143,7 +143,8 @@ local function exec_fields(opts, chain)
         parts[#parts + 1] = wire.field(4, check_text("user", opts.user))
     end
     parts[#parts + 1] = wire.field_u32(5, (opts.tty and TTY or 0) |
-        ((opts.stdin or opts.tty) and STDIN or 0) | (opts.main and MAIN or 0))
+        ((opts.stdin or opts.tty) and STDIN or 0) | (opts.main and MAIN or 0)
+        | (opts.layer and LAYER or 0))
     if opts.tty then
         parts[#parts + 1] = wire.field(6, string.pack("<I2I2", opts.rows or 24, opts.cols or 80))
     end
@@ -163,7 +164,7 @@ end
 
 local spawn_keys = {
     argv = 1, env = 1, cwd = 1, user = 1, groups = 1, tty = 1, rows = 1, cols = 1, stdin = 1,
-    rlimits = 1, main = 1, stop_signal = 1, files = 1, window = 1,
+    rlimits = 1, main = 1, stop_signal = 1, files = 1, window = 1, layer = 1,
 }
 
 local function put_all(a, wanted, chain)
@@ -235,7 +236,9 @@ end
 --- `stdin = true` opens its standard input for `p:write`; otherwise it reads
 --- end-of-file. `files` ({path = data} or a list of {path=, data=, mode=, uid=,
 --- gid=}) are written first, in the same round trip. `env` is a map or a list of
---- "NAME=value". With `main` the machine ends when the command does.
+--- "NAME=value". With `main` the machine ends when the command does. With
+--- `layer` no command runs: stdout is what the root's writable layer holds, as
+--- the tar of an image layer (`sm.commit` reads it).
 ---@async
 ---@param a sm.Agent
 ---@param opts table argv (required), env, cwd, user, groups, tty, rows, cols, stdin,

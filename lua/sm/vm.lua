@@ -373,6 +373,17 @@ end
 
 VM.__close = VM.close
 
+--- Keep what the VM has changed as a new layer on its image, in the store under
+--- a name; see sm.commit. Yields.
+---@async
+---@param name string?
+---@param opts table?
+---@return { reference: string, digest: string, layer: string, size: integer }?
+---@return string? err
+function VM:commit(name, opts)
+    return require("sm.commit").commit(self, name, opts)
+end
+
 --- Counters of the machine, from the worker. Yields.
 ---@async
 ---@return table?

@@ -45,6 +45,7 @@ local M = {
         { "append", nil, "TEXT", "kernel parameters to add", kind = "string" },
         { "pull", nil, "WHEN", "missing (default), always or never", kind = "string" },
         { "platform", nil, "OS/ARCH", "which of a multi-platform image", kind = "string" },
+        { "commit", nil, "NAME", "when the command has ended with 0, keep what it changed as an image", kind = "string" },
         { "restart", nil, nil, "boot again when the guest reboots" },
         { "timeout", nil, "TIME", "end the command after this long (exit code 124)", kind = "seconds" },
         { "stop-timeout", nil, "TIME", "between a stop signal and SIGKILL (default 10)", kind = "seconds" },
@@ -192,6 +193,21 @@ local function forward_signals(proc, vm, o, stop_signal)
     end
 end
 
+-- The command has ended and the machine has not: keep what was changed.
+local function finish_commit(o, vm, result, process)
+    if result.status == 0 then
+        local kept, err = vm:commit(o.commit, { created_by = table.concat(process.argv, " ") })
+        if not kept then
+            vm:stop()
+            return nil, err
+        elseif not o.quiet then
+            io.stderr:write(("%s %s\n"):format(kept.reference, kept.digest))
+        end
+    end
+    vm:stop()
+    return result.status
+end
+
 -- One boot: an exit code, and a line when there is something to say; "reboot"
 -- as the line of a guest that rebooted.
 local function boot(o, image, process, marks)
@@ -216,7 +232,7 @@ local function boot(o, image, process, marks)
         rows = raw_rows,
         cols = raw_cols,
         stdin = o.interactive or false,
-        main = true,
+        main = not o.commit,
         stop_signal = stop_signal,
     }
     if not proc then
@@ -247,6 +263,9 @@ local function boot(o, image, process, marks)
     end
     joined:finish()
     release()
+    if o.commit and result then
+        return finish_commit(o, vm, result, process)
+    end
     local ending = vm:wait(30) or vm:kill()
     if timed_out then
         return 124
