@@ -451,7 +451,7 @@ describe("sm.image", function()
         check_store()
     end)
 
-    it("recovers from kill -9 at any point", function()
+    it("recovers from kill -9 at any point of pull, commit, prune and rmi", function()
         local ref = reg.host .. "/team/multi:v1"
         local function run(milliseconds, code)
             loop.run(function()
@@ -463,21 +463,36 @@ describe("sm.image", function()
                 other:wait()
             end)
         end
-        local pulling = ([[require "sm.image".pull(%q, { store = %q })]]):format(ref, store_dir)
-        local removing = ([[require "sm.image".remove(%q, { store = %q })]]):format(ref, store_dir)
+        shell.run(("mkdir -p %s/upper; seq 200000 > %s/upper/new"):format(q(dir), q(dir)))
+        local works = {
+            ([[require "sm.image".pull(%q, { store = %q })]]):format(ref, store_dir),
+            ([[require "sm.image".remove(%q, { store = %q })]]):format(ref, store_dir),
+            ([[require "sm.image".prune { store = %q, all = true }]]):format(store_dir),
+            ([[local img <close> = assert(require "sm.image".pull(%q, { store = %q }))
+               require "support.agent".with({}, function(a)
+                   require "sm.commit".commit({ image = img, spawn = function(_, opts)
+                       opts.cwd = %q
+                       return a:spawn(opts)
+                   end }, "mine:" .. math.random(3), { store = %q })
+               end)]]):format(ref, store_dir, dir .. "/upper", store_dir),
+        }
         math.randomseed(os.time())
         local rounds = tonumber(os.getenv("SM_SPEC_KILLS") or "") or 12
         for round = 1, rounds do
-            run(math.random(5, 400), round % 3 == 0 and removing or pulling)
-            -- Whatever is there reads as a store.
+            -- A pull or a commit before what takes away, so that there is something.
+            local work = works[({ 1, 4, 3, 4, 1, 2 })[round % 6 + 1]]
+            run(math.random(5, 400), work)
             assert(image.list(options()))
+            assert.same({}, image.verify { store = store_dir }.problems, "round " .. round)
         end
         local img = assert(pull(ref))
         shell.run { "fsck.erofs", device(img) }
+        run(nil, works[4]) -- whole, this time
+        assert.same({}, image.verify { store = store_dir, deep = true }.problems)
         img:close()
         -- A remover who was killed leaves blobs that nobody names; collecting
         -- them and all else leaves an empty store.
-        assert(image.remove(ref, options()))
+        assert(image.prune { store = store_dir, all = true })
         assert.same({}, files.list(store_dir .. "/blobs/sha256"))
         assert.same({}, files.list(store_dir .. "/derived/layers"))
         check_store()
