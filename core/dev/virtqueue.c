@@ -147,8 +147,6 @@ static int enter_indirect(struct sm_virtq *vq, const struct sm_virtq_desc *d,
 {
     if (!vq->indirect)
         return broken(vq, "indirect descriptor without the feature");
-    if (*table != vq->desc)
-        return broken(vq, "nested indirect descriptor");
     if (d->flags & SM_VIRTQ_DESC_NEXT)
         return broken(vq, "indirect descriptor with a next one");
     if (!d->len || d->len % sizeof(*d) || d->len / sizeof(*d) > SM_VIRTQ_SEGS)
@@ -165,6 +163,7 @@ static int walk(struct sm_virtq *vq, struct sm_virtq_chain *chain, uint16_t head
 {
     const uint8_t *table = vq->desc;
     uint32_t entries = vq->size, left = entries, i = head;
+    bool indirect = false;
 
     chain->head = head;
     chain->out = chain->in = 0;
@@ -181,6 +180,10 @@ static int walk(struct sm_virtq *vq, struct sm_virtq_chain *chain, uint16_t head
         /* The compiler must not read the guest's copy again later. */
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
         if (d.flags & SM_VIRTQ_DESC_INDIRECT) {
+            /* A flag: the table may be, by its address, the ring's own. */
+            if (indirect)
+                return broken(vq, "nested indirect descriptor");
+            indirect = true;
             r = enter_indirect(vq, &d, &table, &entries);
             if (r)
                 return r;

@@ -12,6 +12,7 @@ local uv = require "luv"
 uv.os_setenv("TMUX_TMPDIR", os.getenv "XDG_RUNTIME_DIR")
 
 local name = "tty" .. uv.os_getpid()
+local saved = os.getenv "XDG_RUNTIME_DIR" .. "/" .. name
 
 local function tmux(...)
     return shell.run { "tmux", "-L", "sm-spec", "-f", "/dev/null", ... }
@@ -44,14 +45,14 @@ describe("sm run -it", function()
     -- A shell of the user's; what runs in it comes and goes.
     before_each(function()
         tmux("new-session", "-d", "-s", "s", "-x", "91", "-y", "27", "bash --norc")
-        keys("PS1='host> '; stty -g > /tmp/sm-spec-tty.before; clear", "Enter")
+        keys("PS1='host> '; stty -g > " .. saved .. ".before; clear", "Enter")
         see "host> "
     end)
 
     after_each(function()
         pcall(tmux, "kill-server")
-        os.remove "/tmp/sm-spec-tty.before"
-        os.remove "/tmp/sm-spec-tty.after"
+        os.remove(saved .. ".before")
+        os.remove(saved .. ".after")
         assert.same({}, spec.settled_leftovers())
     end)
 
@@ -62,11 +63,11 @@ describe("sm run -it", function()
 
     -- `stty -g` has everything but the size.
     local function slurp(which)
-        return shell.run { "cat", "/tmp/sm-spec-tty." .. which }
+        return shell.run { "cat", saved .. "." .. which }
     end
 
     local function is_restored()
-        keys("clear; stty -g > /tmp/sm-spec-tty.after; echo done", "Enter")
+        keys("clear; stty -g > " .. saved .. ".after; echo done", "Enter")
         see "\ndone"
         assert.equal(slurp "before", slurp "after")
     end

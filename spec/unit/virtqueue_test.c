@@ -368,6 +368,11 @@ static void test_nonsense_kills_the_queue(void)
     publish(0);
     expect_fault("nested");
 
+    setup(false, true); /* nested in itself: the ring's own table is the indirect one */
+    set_desc(0, DESC_GPA, 16, indirect, 0);
+    publish(0);
+    expect_fault("nested");
+
     setup(false, true); /* a loop in a table */
     table[0] = (struct sm_virtq_desc){ DATA_GPA, 16, next, 0 };
     set_desc(0, DATA_GPA, 16, indirect, 0);
