@@ -11,6 +11,7 @@
  * the entry, so nothing stale is dispatched.
  */
 #include "io.h"
+#include "thread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -160,7 +161,7 @@ static int start_thread(struct sm_io *io)
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    err = pthread_create(&io->thread, &attr, io_main, io);
+    err = sm_thread_create(&io->thread, &attr, io_main, io);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
     return -err;

@@ -187,6 +187,7 @@ int luaopen_sm_core(lua_State *L)
     luaL_newlib(L, functions);
     sm_lua_add_msg(L);
     sm_lua_add_posix(L);
+    sm_lua_add_spawn(L);
     sm_lua_push_vm_constructor(L);
     lua_setfield(L, -2, "vm");
     return 1;

@@ -63,5 +63,6 @@ void sm_lua_push_vm_constructor(lua_State *L);
 /* Push messages' functions into the table on top. */
 void sm_lua_add_msg(lua_State *L);
 void sm_lua_add_posix(lua_State *L);
+void sm_lua_add_spawn(lua_State *L);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "claim.h"
 #include "trace.h"
+#include "thread.h"
 
 static void count(_Atomic uint64_t *counter)
 {
@@ -307,7 +308,7 @@ int sm_vcpu_start(struct sm_vcpu *v, struct sm_vm *vm, unsigned index, unsigned 
     /* The host program's signals are for its own threads. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    err = pthread_create(&v->thread, NULL, vcpu_main, v);
+    err = sm_thread_create(&v->thread, NULL, vcpu_main, v);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (err) {
         pthread_cond_destroy(&v->cond);

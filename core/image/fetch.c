@@ -10,6 +10,7 @@
 
 #include "transfer.h"
 #include "wake.h"
+#include "thread.h"
 
 #define POLL_MS 60000
 
@@ -193,7 +194,7 @@ static int spawn(struct sm_fetcher *f)
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    err = pthread_create(&f->thread, NULL, serve, f);
+    err = sm_thread_create(&f->thread, NULL, serve, f);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return -err;
 }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "wake.h"
+#include "thread.h"
 
 struct sm_image_job {
     /* Written before the thread starts. */
@@ -42,7 +43,7 @@ static int spawn(struct sm_image_job *j)
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    err = pthread_create(&j->thread, NULL, work, j);
+    err = sm_thread_create(&j->thread, NULL, work, j);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return -err;
 }

@@ -10,6 +10,7 @@
 -- file that is not there is skipped, one that cannot be understood is an
 -- error: silently pulling as somebody else would be worse.
 
+local child = require "sm.child"
 local uv = require "luv"
 local base64 = require "sm.base64"
 local json = require "sm.json"
@@ -153,7 +154,7 @@ local function run(program, args, input, timeout)
                 settle(code, table.concat(out))
             end
         end
-        local process, why = uv.spawn(program, { args = args, stdio = { stdin, stdout, 2 } },
+        local process, why = child.spawn(program, { args = args, stdio = { stdin, stdout, 2 } },
             loop.guard(function(exit_code, signal, _)
                 code = signal ~= 0 and 128 + signal or exit_code
                 check()

@@ -4,6 +4,7 @@
 -- events. A call sends and waits; the process ends when its socket does. The
 -- proxy keeps the loop alive only while somebody waits for it.
 
+local child = require "sm.child"
 local core = require "sm.core"
 local loop = require "sm.loop"
 local socket = require "sm.socket"
@@ -160,7 +161,7 @@ function M.spawn(opts)
         on_event = opts.on_event, on_end = opts.on_end,
     }, Netd)
     local pid
-    self.process, pid = uv.spawn(path, {
+    self.process, pid = child.spawn(path, {
         args = { opts.name or "vm" },
         stdio = { nil, nil, 2, theirs },
         detached = true,

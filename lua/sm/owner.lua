@@ -10,6 +10,7 @@
 --
 -- Threads: the loop's, in either process.
 
+local child = require "sm.child"
 local uv = require "luv"
 local config = require "sm.config"
 local core = require "sm.core"
@@ -40,7 +41,7 @@ end
 
 local function start_process(path)
     local pipes = { uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false) }
-    local handle, err = uv.spawn(path, { args = { "_owner" }, stdio = pipes, detached = true }, function() end)
+    local handle, err = child.spawn(path, { args = { "_owner" }, stdio = pipes, detached = true }, function() end)
     if not handle then
         for _, pipe in ipairs(pipes) do
             pipe:close()

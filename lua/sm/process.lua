@@ -2,6 +2,7 @@
 --
 -- Programs of the host: run one, with streams.
 
+local child = require "sm.child"
 local uv = require "luv"
 local loop = require "sm.loop"
 
@@ -39,7 +40,7 @@ function M.run(argv, opts)
         end)
     end
     local handle, err
-    handle, err = uv.spawn(argv[1], {
+    handle, err = child.spawn(argv[1], {
         args = table.move(argv, 2, #argv, 1, {}), stdio = { stdin, stdout, stderr },
     }, loop.guard(function(c, s)
         code, signal, open = c, s, open - 1

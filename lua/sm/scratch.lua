@@ -8,6 +8,7 @@
 -- file without a name once the worker has it open, so whatever ends the
 -- worker, nothing is left.
 
+local child = require "sm.child"
 local uv = require "luv"
 local loop = require "sm.loop"
 local paths = require "sm.paths"
@@ -45,7 +46,7 @@ local function run(file, argv)
                 end
             end
         end
-        handle, why = uv.spawn(file, { args = argv, stdio = { nil, nil, err } }, loop.guard(function(c)
+        handle, why = child.spawn(file, { args = argv, stdio = { nil, nil, err } }, loop.guard(function(c)
             code = c
             both()
         end))

@@ -17,6 +17,7 @@
 -- "stopped", reason = "crash"}, unless the VM had stopped before. The proxy
 -- keeps the loop alive only while somebody waits for it.
 
+local child = require "sm.child"
 local core = require "sm.core"
 local loop = require "sm.loop"
 local socket = require "sm.socket"
@@ -657,7 +658,7 @@ function M.spawn(opts)
         stopped = false, exited = false, eof = false, closed = false,
     }
     local pid
-    state.process, pid = uv.spawn(path, {
+    state.process, pid = child.spawn(path, {
         args = { opts.name or "vm" },
         stdio = { nil, nil, 2, theirs },
         detached = true,
