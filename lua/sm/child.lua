@@ -54,15 +54,16 @@ end
 ---@return integer|string pid, or why
 function M.spawn(path, opts, on_exit)
     local fds, err, ours = place(opts.stdio or {})
-    local pid, pidfd
+    local pid, pidfd, errno
     if fds then
-        pid, pidfd = core.spawn(path, opts.args or {}, fds, opts.detached)
+        pid, pidfd, errno = core.spawn(path, opts.args or {}, fds, opts.detached)
+        err = errno and (uv.translate_sys_error(errno)) or pidfd -- "ENOENT: …", as luv says it
     end
     for _, fd in ipairs(ours) do
         uv.fs_close(fd)
     end
     if not pid then
-        return nil, err or pidfd
+        return nil, err
     end
     local self = setmetatable({ pid = pid, pidfd = pidfd, poll = assert(uv.new_poll(pidfd)) }, Child)
     self.poll:start("r", loop.guard(function()
