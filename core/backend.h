@@ -244,9 +244,15 @@ int sm_hv_translate(struct sm_hv_vcpu *vcpu, uint64_t linear, uint64_t *gpa);
 struct sm_state_writer;
 struct sm_state_reader;
 int sm_hv_vcpu_save(struct sm_hv_vcpu *vcpu, struct sm_state_writer *w);
-int sm_hv_vcpu_load(struct sm_hv_vcpu *vcpu, struct sm_state_reader *r);
+/* Into a vCPU that has not run, vCPU 0 first, memory mapped before. The
+ * guest's cycle counter goes on advance_ns after where it was saved. */
+int sm_hv_vcpu_load(struct sm_hv_vcpu *vcpu, struct sm_state_reader *r, uint64_t advance_ns);
 int sm_hv_save(struct sm_hv *hv, struct sm_state_writer *w);
+/* After every vCPU, before sm_hv_clock_set. */
 int sm_hv_load(struct sm_hv *hv, struct sm_state_reader *r);
+/* One line that is the same where a saved vCPU can go on, and only there:
+ * backend, CPU, and a hash of what the CPU offers to guests. */
+int sm_hv_fingerprint(struct sm_hv *hv, char *buf, size_t len);
 
 /* The three readings whose differences define freeze and advance. */
 struct sm_clock {
@@ -255,6 +261,8 @@ struct sm_clock {
     uint64_t wall_ns;     /* CLOCK_REALTIME of the host */
 };
 int sm_hv_clock_get(struct sm_hv *hv, struct sm_clock *clock);
+/* The guest's clock goes on where it was (freeze), or is moved on by the host's
+ * wall time that went by since (advance). Before any vCPU runs. */
 int sm_hv_clock_set(struct sm_hv *hv, const struct sm_clock *clock, bool advance);
 
 #endif

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #define ARGS(table) .args = (table), .arg_count = sizeof(table) / sizeof((table)[0])
 
@@ -200,6 +201,20 @@ static const struct sm_arg_spec trace_set_args[] = {
     { "last", SM_ARG_U64, .doc = "of exits: only up to this address or port" },
 };
 
+static const struct sm_arg_spec snapshot_save_args[] = {
+    { "path", SM_ARG_STRING, .required = true, .max = 4096,
+      .doc = "file to make; it must not be there, or be empty" },
+    { "meta", SM_ARG_BYTES, .max = 1u << 20, .doc = "what its owner wants to find in it again" },
+    { "sync", SM_ARG_BOOL, .doc = "force it to the disk before returning; true when absent" },
+};
+
+static const struct sm_arg_spec snapshot_load_args[] = {
+    { "path", SM_ARG_STRING, .required = true, .max = 4096, .doc = "a snapshot" },
+    { "eager", SM_ARG_BOOL, .doc = "read all memory now, not when the guest asks for it" },
+    { "clock", SM_ARG_CHOICE, .choices = "freeze|advance",
+      .doc = "whether the guest's clocks stand still over the gap, as when absent" },
+};
+
 static const struct sm_cmd table[] = {
     { "vm.create", NULL, "Create the VM. Part of the constructor.", ARGS(vm_create_args),
       .states = SM_IN_EMPTY, .run = sm_cmd_vm_create },
@@ -296,6 +311,12 @@ static const struct sm_cmd table[] = {
       ARGS(doorbell_add_args), .states = IN_CREATED | IN_PAUSED, .run = sm_cmd_doorbell_add },
     { "doorbell.remove", "remove_doorbell", "Take a doorbell away.",
       ARGS(doorbell_remove_args), .states = SM_IN_ANY, .run = sm_cmd_doorbell_remove },
+    { "snapshot.save", "save",
+      "Write the paused VM into a file: {id, ram_bytes, file_bytes, stored_bytes}.",
+      ARGS(snapshot_save_args), .states = IN_PAUSED, .run = sm_cmd_snapshot_save },
+    { "snapshot.load", "load",
+      "Make this new VM, which has the devices but no memory, the saved one: {id, parent}.",
+      ARGS(snapshot_load_args), .states = IN_CREATED, .run = sm_cmd_snapshot_load },
     { .name = NULL },
 };
 
@@ -317,7 +338,11 @@ const struct sm_cmd *sm_cmd_find(const char *name, size_t len)
 int sm_machine_create(struct sm_machine **out)
 {
     *out = calloc(1, sizeof(**out));
-    return *out ? 0 : -ENOMEM;
+    if (!*out) {
+        return -ENOMEM;
+    }
+    (*out)->passed_fd = -1;
+    return 0;
 }
 
 void sm_machine_destroy(struct sm_machine *m)
@@ -337,7 +362,16 @@ void sm_machine_destroy(struct sm_machine *m)
             free(m->faults[i]);
         }
     }
+    sm_machine_pass_fd(m, -1);
     free(m);
+}
+
+void sm_machine_pass_fd(struct sm_machine *m, int fd)
+{
+    if (m->passed_fd >= 0) {
+        close(m->passed_fd);
+    }
+    m->passed_fd = fd;
 }
 
 struct sm_vm *sm_machine_vm(struct sm_machine *m)
@@ -457,6 +491,7 @@ int sm_machine_call(struct sm_machine *m, const char *name, size_t name_len,
         }
         sm_call_free_args(call.specs, call.count, call.args);
     }
+    sm_machine_pass_fd(m, -1);
     return finish(&call, mark, code);
 }
 

@@ -99,6 +99,11 @@ int sm_machine_call(struct sm_machine *m, const char *name, size_t name_len,
                     const void *args, size_t args_len, struct sm_msg_writer *out,
                     struct sm_cmd_error *err);
 
+/* A descriptor that came along with the next command, which may take it (it
+ * then stands for the file of the argument `path`); what it leaves is closed
+ * after it. How a confined worker gets at files it could not open. */
+void sm_machine_pass_fd(struct sm_machine *m, int fd);
+
 /* Append the next event as a message. 1: one was there; 0: none, and the fd
  * sleeps until there is; -errno: it does not fit (tried again later). */
 int sm_machine_next_event(struct sm_machine *m, struct sm_msg_writer *out);

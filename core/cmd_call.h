@@ -26,6 +26,7 @@ struct sm_machine {
     unsigned nets;
     struct sm_doorbell doorbells[SM_DOORBELLS];
     struct sm_faults *faults[SM_CMD_FAULTY_DISKS]; /* of blk0 …; NULL: no such disk */
+    int passed_fd;  /* came with the command being run; -1: none */
 };
 
 struct sm_arg {
@@ -121,5 +122,7 @@ bool sm_cmd_put_exit(struct sm_machine *m, struct sm_msg_writer *w);
 bool sm_cmd_put_doorbell(struct sm_machine *m, struct sm_msg_writer *w);
 bool sm_cmd_put_trace(struct sm_machine *m, struct sm_msg_writer *w); /* cmd_fault.c */
 void sm_cmd_put_devices(struct sm_machine *m, struct sm_msg_writer *w); /* a list */
+int sm_cmd_snapshot_save(struct sm_call *call);
+int sm_cmd_snapshot_load(struct sm_call *call);
 
 #endif

@@ -6,7 +6,8 @@
  *   commands()       the command table, as data
  *   probe()          what the hypervisor of this machine offers
  *   pack, unpack, request   messages (lua_msg.c)
- *   flock, umask, hangup   what luv lacks
+ *   snapshot(path)   what is in a snapshot (lua_snap.c)
+ *   flock, umask, hangup, send_fd   what luv lacks
  *
  * No globals, no signals, nothing printed: several Lua states in several
  * threads may load it.
@@ -156,6 +157,39 @@ static int core_flock(lua_State *L)
     return 1;
 }
 
+/* send_fd(socket, fd, bytes) → how many went, or nil, what, errno. The descriptor
+ * goes along with the first byte; it stays open here. Never waits. */
+static int core_send_fd(lua_State *L)
+{
+    size_t len;
+    int sock = (int)luaL_checkinteger(L, 1), fd = (int)luaL_checkinteger(L, 2);
+    const char *bytes = luaL_checklstring(L, 3, &len);
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = { 0 };
+    struct iovec iov = { (void *)bytes, len };
+    struct msghdr msg = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    luaL_argcheck(L, len > 0, 3, "no bytes to go with it");
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+    ssize_t n = sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0) {
+        int err = errno;
+        return sm_lua_refuse(L, strerror(err), -err);
+    }
+    lua_pushinteger(L, (lua_Integer)n);
+    return 1;
+}
+
 /* umask(mask) → the one before; of the whole process */
 static int core_umask(lua_State *L)
 {
@@ -181,6 +215,8 @@ int luaopen_sm_core(lua_State *L)
         { "flock", core_flock },
         { "umask", core_umask },
         { "hangup", core_hangup },
+        { "send_fd", core_send_fd },
+        { "snapshot", sm_lua_snapshot },
         { NULL, NULL },
     };
     luaL_checkversion(L);

@@ -65,4 +65,7 @@ void sm_lua_add_msg(lua_State *L);
 void sm_lua_add_posix(lua_State *L);
 void sm_lua_add_spawn(lua_State *L);
 
+/* lua_snap.c */
+int sm_lua_snapshot(lua_State *L);
+
 #endif

@@ -116,6 +116,7 @@ int sm_mem_map(struct sm_mem *mem, const struct sm_mem_desc *desc)
         .kind = desc->kind,
         .prot = desc->prot ? desc->prot : SM_PROT_RWX,
         .fd = -1,
+        .offset = desc->offset,
         .device = desc->device,
     };
     int at, err;

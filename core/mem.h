@@ -34,6 +34,7 @@ struct sm_mem_region {
     enum sm_mem_kind kind;
     unsigned prot; /* enum sm_prot */
     int fd;        /* memfd or file, -1 */
+    uint64_t offset; /* in it */
     bool device;   /* not RAM: a DAX window, a pmem segment */
     bool log_dirty;
 };

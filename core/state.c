@@ -174,6 +174,14 @@ void sm_state_get_bytes(struct sm_state_reader *r, void *p, size_t len)
     r->pos += len;
 }
 
+void sm_state_skip(struct sm_state_reader *r, size_t len)
+{
+    if (r->error || len > r->end - r->pos)
+        r->error = -EBADMSG;
+    else
+        r->pos += len;
+}
+
 size_t sm_state_left(const struct sm_state_reader *r)
 {
     return r->error ? 0 : r->end - r->pos;

@@ -11,7 +11,27 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/*
+ * Bulk data that lies beside the stream, in a file: what a disk holds. A saver
+ * appends a blob and notes its number in its section; a loader finds it by
+ * that number. NULL in a writer or reader: there is no file.
+ */
+#define SM_STATE_BLOBS 64
+
+struct sm_state_blob {
+    uint64_t offset, len_bytes; /* in the file, page-aligned; holes read as zeros */
+    uint32_t sum;               /* sm_sum_add of every unit that is not zero */
+};
+
+struct sm_state_blobs {
+    int fd;
+    uint64_t end; /* of the file; where the next blob goes */
+    unsigned count;
+    struct sm_state_blob list[SM_STATE_BLOBS];
+};
+
 struct sm_state_writer {
+    struct sm_state_blobs *blobs;
     uint8_t *buf;
     size_t len, cap;
     size_t section; /* offset of the open section's length, 0: none */
@@ -19,6 +39,7 @@ struct sm_state_writer {
 };
 
 struct sm_state_reader {
+    const struct sm_state_blobs *blobs;
     const uint8_t *buf;
     size_t len, pos;
     size_t end; /* of the open section */
@@ -46,6 +67,7 @@ uint16_t sm_state_get_u16(struct sm_state_reader *r);
 uint32_t sm_state_get_u32(struct sm_state_reader *r);
 uint64_t sm_state_get_u64(struct sm_state_reader *r);
 void sm_state_get_bytes(struct sm_state_reader *r, void *p, size_t len);
+void sm_state_skip(struct sm_state_reader *r, size_t len);
 /* Bytes left in the open section. */
 size_t sm_state_left(const struct sm_state_reader *r);
 

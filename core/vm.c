@@ -12,8 +12,6 @@
  * run or park, so a stop from another thread and a start cannot cross. Order:
  * state_lock, then a vCPU's lock. It is never held across a callback.
  */
-#include "vm.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -24,60 +22,21 @@
 
 #include "acpi.h"
 #include "boot.h"
-#include "claim.h"
 #include "console_log.h"
 #include "dev/power.h"
 #include "dev/pvpanic.h"
 #include "dev/rtc.h"
 #include "dev/serial.h"
 #include "dev/virtio_mmio.h"
-#include "trace.h"
-#include "vcpu.h"
+#include "vm_impl.h"
 
 #define LOW_RAM_MAX (3ull << 30)
 #define HIGH_RAM_GPA (4ull << 30)
 #define MEMORY_MAX (1ull << 42)
-#define IO_MAX 32
 #define QUEUE_NOTIFY_OFF 0x50
 #define FIRST_GSI 5
-#define GED_GSI 9
 #define IOAPIC_PINS 24
 #define RESERVED_FDS 256
-
-struct virtio_slot {
-    struct sm_virtio_mmio *dev;
-    uint64_t gpa;
-    uint32_t gsi;
-};
-
-struct sm_vm {
-    unsigned cpus;
-    struct sm_hv *hv;
-    struct sm_mem mem;
-    struct sm_bus bus;
-    struct sm_events events;
-    struct sm_console_log console;
-    struct sm_debug debug;
-    struct sm_trace trace;
-
-    pthread_mutex_t state_lock;
-    struct sm_vm_status status; /* locked */
-
-    /* The owner's, below. */
-    unsigned started_vcpus;
-    struct sm_vcpu vcpus[SM_MAX_VCPUS];
-    struct sm_io *ios[IO_MAX];
-    unsigned io_count;
-    bool io_held;
-    struct sm_device *devices; /* newest first */
-    struct virtio_slot virtio[SM_VIRTIO_MMIO_MAX];
-    unsigned virtio_count;
-    uint32_t next_gsi, last_gsi; /* last: given by sm_vm_next_irq */
-    struct sm_claims claims;
-    bool has_serial;
-    bool kernel_loaded;
-    struct sm_boot_entry entry;
-};
 
 /* --- names and getters -------------------------------------------------- */
 
@@ -217,7 +176,7 @@ void sm_vm_stop(struct sm_vm *vm, enum sm_stop reason, const char *detail)
         sm_events_set(&vm->events, SM_EVENT_STATE);
 }
 
-static void io_hold_all(struct sm_vm *vm)
+void sm_vm_io_hold_all(struct sm_vm *vm)
 {
     if (vm->io_held)
         return;
@@ -226,7 +185,7 @@ static void io_hold_all(struct sm_vm *vm)
     vm->io_held = true;
 }
 
-static void io_release_all(struct sm_vm *vm)
+void sm_vm_io_release_all(struct sm_vm *vm)
 {
     if (!vm->io_held)
         return;
@@ -394,6 +353,8 @@ int sm_vm_create(const struct sm_vm_config *cfg, struct sm_vm **out, char *err, 
     if (!vm)
         return say(err, errlen, -ENOMEM, "cannot allocate a VM");
     vm->events.fd = -1;
+    /* Now: a confined worker opens nothing. Without it a save reads all. */
+    vm->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     vm->cpus = cfg->cpus;
     vm->next_gsi = FIRST_GSI;
     pthread_mutex_init(&vm->state_lock, NULL);
@@ -420,7 +381,7 @@ void sm_vm_destroy(struct sm_vm *vm)
     for (unsigned i = 0; i < vm->started_vcpus; i++)
         sm_vcpu_join(&vm->vcpus[i]);
     /* Devices leave their I/O threads by running on them. */
-    io_release_all(vm);
+    sm_vm_io_release_all(vm);
     while ((dev = vm->devices)) {
         vm->devices = dev->next;
         dev->ops->destroy(dev);
@@ -435,6 +396,8 @@ void sm_vm_destroy(struct sm_vm *vm)
         sm_events_destroy(&vm->events);
     sm_debug_destroy(&vm->debug);
     sm_trace_destroy(&vm->trace);
+    if (vm->pagemap_fd >= 0)
+        close(vm->pagemap_fd);
     pthread_mutex_destroy(&vm->state_lock);
     free(vm);
 }
@@ -450,7 +413,7 @@ int sm_vm_io_new(struct sm_vm *vm, const char *name, struct sm_io **out)
 {
     int err;
 
-    if (vm->io_count == IO_MAX)
+    if (vm->io_count == SM_VM_IOS)
         return -ENOSPC;
     err = sm_io_create(&vm->ios[vm->io_count], name);
     if (err)
@@ -473,7 +436,7 @@ int sm_vm_add_device(struct sm_vm *vm, struct sm_device *dev)
 static uint32_t gsi_after(uint32_t gsi)
 {
     gsi++;
-    while (gsi == 8 || gsi == GED_GSI) /* the RTC's by custom, the event device's */
+    while (gsi == 8 || gsi == SM_GED_GSI) /* the RTC's by custom, the event device's */
         gsi++;
     return gsi;
 }
@@ -496,7 +459,7 @@ int sm_vm_next_irq(struct sm_vm *vm, struct sm_irq *irq)
 
 int sm_vm_add_virtio(struct sm_vm *vm, struct sm_virtio_mmio *dev)
 {
-    struct virtio_slot *slot = &vm->virtio[vm->virtio_count];
+    struct sm_virtio_slot *slot = &vm->virtio[vm->virtio_count];
     int err;
 
     if (vm->virtio_count == SM_VIRTIO_MMIO_MAX) {
@@ -551,7 +514,7 @@ int sm_vm_load_kernel(struct sm_vm *vm, const struct sm_boot_config *cfg, char *
 {
     int r;
 
-    if (state_of(vm) != SM_VM_CREATED || vm->kernel_loaded)
+    if (state_of(vm) != SM_VM_CREATED || vm->kernel_loaded || vm->loaded)
         return say(err, errlen, -EBUSY, "kernel");
     r = sm_boot_load(&vm->mem, cfg, &vm->entry, err, errlen);
     if (r)
@@ -570,7 +533,7 @@ static int write_acpi(struct sm_vm *vm)
         .serial = vm->has_serial,
         .pvpanic = true,
         .vmgenid_gpa = SM_BOOT_VMGENID_GPA,
-        .ged_gsi = GED_GSI,
+        .ged_gsi = SM_GED_GSI,
         .virtio_count = vm->virtio_count,
     };
     uint8_t *tables = sm_mem_ptr(&vm->mem, SM_BOOT_ACPI_GPA, SM_BOOT_ACPI_BYTES);
@@ -594,7 +557,7 @@ static int write_acpi(struct sm_vm *vm)
 static int add_ioeventfds(struct sm_vm *vm)
 {
     for (unsigned i = 0; i < vm->virtio_count; i++) {
-        const struct virtio_slot *slot = &vm->virtio[i];
+        const struct sm_virtio_slot *slot = &vm->virtio[i];
 
         for (unsigned q = 0; q < sm_virtio_mmio_queues(slot->dev); q++) {
             int err = sm_hv_ioeventfd(vm->hv, slot->gpa + QUEUE_NOTIFY_OFF, 4, q,
@@ -612,12 +575,13 @@ int sm_vm_start(struct sm_vm *vm)
 
     if (state_of(vm) != SM_VM_CREATED)
         return -EINVAL;
-    if (vm->kernel_loaded)
+    if (vm->kernel_loaded && !vm->loaded)
         err = write_acpi(vm);
     if (!err)
         err = add_ioeventfds(vm);
     if (err)
         return err;
+    sm_vm_io_release_all(vm); /* held since a load */
     return transition(vm, SM_VM_RUNNING, SM_VCPU_RUN) ? 0 : -EINVAL;
 }
 
@@ -646,7 +610,7 @@ int sm_vm_pause(struct sm_vm *vm)
         return err;
     if (!transition(vm, SM_VM_PAUSED, SM_VCPU_PARK))
         return -EINVAL;
-    io_hold_all(vm);
+    sm_vm_io_hold_all(vm);
     return 0;
 }
 
@@ -654,7 +618,7 @@ int sm_vm_resume(struct sm_vm *vm)
 {
     if (state_of(vm) != SM_VM_PAUSED)
         return -EINVAL;
-    io_release_all(vm);
+    sm_vm_io_release_all(vm);
     return transition(vm, SM_VM_RUNNING, SM_VCPU_RUN) ? 0 : -EINVAL;
 }
 

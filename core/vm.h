@@ -95,6 +95,21 @@ struct sm_boot_config {
 int sm_vm_load_kernel(struct sm_vm *vm, const struct sm_boot_config *cfg, char *err,
                       size_t errlen);
 
+/*
+ * The whole machine but its memory, for a snapshot (core/snap.h): vCPUs,
+ * interrupt controller, clock, devices. Save: paused. Load: into a new VM of
+ * the same vCPUs and devices, its memory mapped; it then waits for sm_vm_start
+ * with its devices held. The guest is told that it is a copy by a new
+ * generation id. err gets one line.
+ */
+struct sm_state_writer;
+struct sm_state_reader;
+int sm_vm_save(struct sm_vm *vm, struct sm_state_writer *w, char *err, size_t errlen);
+int sm_vm_load(struct sm_vm *vm, struct sm_state_reader *r, bool advance, char *err,
+               size_t errlen);
+/* /proc/self/pagemap, opened before the worker was confined; -1: none. */
+int sm_vm_pagemap_fd(const struct sm_vm *vm);
+
 int sm_vm_start(struct sm_vm *vm); /* starts running */
 /* Returns with every vCPU at an instruction boundary and devices held. -EBUSY:
  * an access waits for the owner's answer; nothing has changed. */

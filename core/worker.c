@@ -10,6 +10,7 @@
  * errno, misuse], in the order of the requests; events [0, event]. An event is
  * taken from the VM only when everything before it has been sent, so a parent
  * that does not read holds up events where they are latched and counted.
+ * A request may bring a descriptor (SCM_RIGHTS): the file of its `path`.
  *
  * The worker ends when its socket does: the parent may close it, exit or be
  * killed. It has left the parent's session, so a terminal's signals pass it
@@ -215,6 +216,32 @@ static int grow_in(struct worker *w, size_t cap)
     return 0;
 }
 
+/* recv, with the descriptor that may come along: it belongs to the frame whose
+ * bytes it came with. A second one replaces the first. */
+static ssize_t receive_some(struct worker *w, void *buf, size_t len)
+{
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec iov = { buf, len };
+    struct msghdr msg = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+    ssize_t n = recvmsg(w->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+        c->cmsg_len == CMSG_LEN(sizeof(int))) {
+        int fd;
+        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+        sm_machine_pass_fd(w->machine, fd);
+    }
+    return n;
+}
+
 /* Read what completes the current length or frame, no byte beyond it. */
 static int receive(struct worker *w)
 {
@@ -230,7 +257,7 @@ static int receive(struct worker *w)
     if (err < 0) {
         return err;
     }
-    ssize_t n = recv(w->fd, w->in + w->in_len, want - w->in_len, MSG_DONTWAIT);
+    ssize_t n = receive_some(w, w->in + w->in_len, want - w->in_len);
     if (n == 0) {
         return -EPIPE;
     }

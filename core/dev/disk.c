@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading and writing a disk; see disk.h. Opening is in disk_open.c. */
+/* Reading and writing a disk; see disk.h. Opening is in disk_open.c, snapshots
+ * are in disk_state.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "dev/disk_impl.h"
-#include "state.h"
 
 #define PART_IOV 64 /* iovecs given to one system call */
 
@@ -97,7 +97,7 @@ static void read_zeros(struct cursor *c, uint64_t len)
 }
 
 /* The extent that holds a byte of the disk, or NULL beyond the base. */
-static const struct sm_disk_part *find_extent(const struct sm_disk *disk, uint64_t at)
+const struct sm_disk_part *sm_disk_find_extent(const struct sm_disk *disk, uint64_t at)
 {
     unsigned low = 0, high = disk->extent_count;
 
@@ -115,12 +115,38 @@ static const struct sm_disk_part *find_extent(const struct sm_disk *disk, uint64
     return NULL;
 }
 
-/* Read, or in direct mode write, the base. */
+/* Read what a snapshot holds; what it does not is zeros. */
+static int lower_read(struct sm_disk *disk, uint64_t at, struct cursor *c, uint64_t len)
+{
+    int err = 0;
+
+    while (!err && len) {
+        uint64_t cluster = at / SM_DISK_CLUSTER_BYTES;
+        uint64_t last = (at + len - 1) / SM_DISK_CLUSTER_BYTES;
+        bool present;
+        uint64_t run = sm_disk_map_run(&disk->lower_map, cluster, last - cluster + 1, &present);
+        uint64_t n = (cluster + run) * SM_DISK_CLUSTER_BYTES - at;
+
+        if (n > len)
+            n = len;
+        if (present)
+            err = transfer(disk->lower_fd, disk->lower_offset + at, c, n, false);
+        else
+            read_zeros(c, n);
+        at += n;
+        len -= n;
+    }
+    return err;
+}
+
+/* Read, or in direct mode write, what lies below the delta. */
 static int base_io(struct sm_disk *disk, uint64_t at, struct cursor *c, uint64_t len,
                    bool write)
 {
+    if (disk->lower_fd >= 0)
+        return lower_read(disk, at, c, len);
     while (len) {
-        const struct sm_disk_part *e = find_extent(disk, at);
+        const struct sm_disk_part *e = sm_disk_find_extent(disk, at);
         uint64_t n = e && e->len - (at - e->start) < len ? e->len - (at - e->start) : len;
         int err = 0;
 
@@ -289,7 +315,7 @@ static int zero_file(int fd, uint64_t offset, uint64_t len, bool release)
 static int zero_direct(struct sm_disk *disk, uint64_t at, uint64_t len, bool release)
 {
     while (len) {
-        const struct sm_disk_part *e = find_extent(disk, at);
+        const struct sm_disk_part *e = sm_disk_find_extent(disk, at);
         uint64_t n, left;
         int err;
 
@@ -367,44 +393,4 @@ void sm_disk_set_fault(struct sm_disk *disk, sm_disk_fault_fn *fn, void *arg)
 {
     disk->fault = fn;
     disk->fault_arg = arg;
-}
-
-void sm_disk_save(struct sm_disk *disk, struct sm_state_writer *w)
-{
-    uint64_t at = 0;
-
-    sm_state_begin(w, "disk", 1);
-    sm_state_put_u8(w, (uint8_t)disk->mode);
-    sm_state_put_u64(w, disk->size_bytes);
-    while (disk->delta >= 0 && at < disk->map.clusters) {
-        bool present;
-        uint64_t n = sm_disk_map_run(&disk->map, at, disk->map.clusters - at, &present);
-
-        if (present) {
-            sm_state_put_u64(w, at);
-            sm_state_put_u64(w, n);
-        }
-        at += n;
-    }
-    sm_state_end(w);
-}
-
-int sm_disk_load(struct sm_disk *disk, struct sm_state_reader *r)
-{
-    if (sm_state_open(r, "disk") != 1)
-        return -EBADMSG;
-    if (sm_state_get_u8(r) != (uint8_t)disk->mode ||
-        sm_state_get_u64(r) != disk->size_bytes)
-        return r->error ? r->error : -ESTALE;
-    if (disk->delta >= 0)
-        sm_disk_map_wipe(&disk->map);
-    while (!r->error && sm_state_left(r)) {
-        uint64_t at = sm_state_get_u64(r), n = sm_state_get_u64(r);
-
-        if (disk->delta < 0 || at >= disk->map.clusters || n > disk->map.clusters - at)
-            return -EBADMSG;
-        sm_disk_map_set(&disk->map, at, n);
-    }
-    sm_state_close(r);
-    return r->error;
 }

@@ -83,9 +83,16 @@ int sm_disk_write(struct sm_disk *disk, uint64_t offset, const struct iovec *iov
 int sm_disk_zero(struct sm_disk *disk, uint64_t offset, uint64_t len_bytes, bool release);
 int sm_disk_flush(struct sm_disk *disk);
 
-/* The overlay's map, for a snapshot; the delta's content is not in it. Load
- * replaces the map; -ESTALE when the disk has another shape. */
-void sm_disk_save(struct sm_disk *disk, struct sm_state_writer *w);
+/*
+ * For a snapshot. A disk that is only read is a reference: its size is noted,
+ * what it is says whoever restores it. An overlay is kept whole, base and
+ * delta as one, in a blob beside the stream (state.h), zeros left out; loaded,
+ * that blob takes the place of the base, read only and shared by every clone,
+ * and writes go to the new disk's own delta. A disk that writes to its extents
+ * cannot be kept: -ENOTSUP. Without a blob file only the delta's map is noted.
+ * -ESTALE: the disk has another shape.
+ */
+int sm_disk_save(struct sm_disk *disk, struct sm_state_writer *w);
 int sm_disk_load(struct sm_disk *disk, struct sm_state_reader *r);
 
 /*

@@ -2,6 +2,8 @@
 /* The map of a copy-on-write disk and its log; see disk_map.h. */
 #include "dev/disk_map.h"
 
+#include "crc32c.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -35,25 +37,6 @@ struct record {
 
 _Static_assert(sizeof(struct header) == 160 && sizeof(struct record) == 24, "no padding");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "written as it is");
-
-/* CRC-32C, a nibble at a time: logs are short. */
-static uint32_t crc32c(const void *buf, size_t len)
-{
-    static const uint32_t table[16] = {
-        0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1, 0x417b1dbc, 0x5125dad3,
-        0x61c69362, 0x7198540d, 0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
-        0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75,
-    };
-    const uint8_t *p = buf;
-    uint32_t crc = ~0u;
-
-    while (len--) {
-        crc = (crc >> 4) ^ table[(crc ^ *p) & 15];
-        crc = (crc >> 4) ^ table[(crc ^ (*p >> 4)) & 15];
-        p++;
-    }
-    return ~crc;
-}
 
 int sm_disk_map_init(struct sm_disk_map *map, uint64_t size_bytes)
 {
@@ -191,7 +174,7 @@ static int write_all(int fd, const void *buf, size_t len, uint64_t offset)
 static void seal(struct record *r, uint64_t start, uint64_t count, uint32_t batch)
 {
     *r = (struct record){ .start = start, .count = count, .batch = batch };
-    r->crc = crc32c(r, sizeof(*r) - sizeof(r->crc));
+    r->crc = sm_crc32c(0, r, sizeof(*r) - sizeof(r->crc));
 }
 
 static void seal_header(struct header *h, const struct sm_disk_map *map)
@@ -202,7 +185,7 @@ static void seal_header(struct header *h, const struct sm_disk_map *map)
     h->cluster_bytes = SM_DISK_CLUSTER_BYTES;
     h->size_bytes = map->size_bytes;
     memcpy(h->base_id, map->base_id, sizeof(h->base_id));
-    h->crc = crc32c(h, sizeof(*h) - sizeof(h->crc));
+    h->crc = sm_crc32c(0, h, sizeof(*h) - sizeof(h->crc));
 }
 
 /* A buffer of records on its way to a file. */
@@ -369,7 +352,7 @@ int sm_disk_map_create_log(struct sm_disk_map *map, const char *path, const char
 
 static bool record_good(const struct sm_disk_map *map, const struct record *r)
 {
-    return r->crc == crc32c(r, sizeof(*r) - sizeof(r->crc)) && r->count &&
+    return r->crc == sm_crc32c(0, r, sizeof(*r) - sizeof(r->crc)) && r->count &&
            r->start < map->clusters && r->count <= map->clusters - r->start;
 }
 
@@ -429,7 +412,7 @@ int sm_disk_map_open_log(struct sm_disk_map *map, const char *path, const char *
         return -errno;
     if (pread(map->fd, &h, sizeof(h), 0) != (ssize_t)sizeof(h) ||
         memcmp(h.magic, magic, sizeof(magic)) || h.version != VERSION ||
-        h.crc != crc32c(&h, sizeof(h) - sizeof(h.crc)))
+        h.crc != sm_crc32c(0, &h, sizeof(h) - sizeof(h.crc)))
         return -EBADMSG;
     seal_header(&want, map);
     if (memcmp(&h, &want, sizeof(h)))

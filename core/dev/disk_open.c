@@ -170,7 +170,7 @@ int sm_disk_open(const struct sm_disk_config *cfg, struct sm_disk **out, char *e
         return fail(err, errlen, -ENOMEM, "disk");
     disk->mode = cfg->mode;
     disk->ephemeral = cfg->mode == SM_DISK_OVERLAY && cfg->ephemeral;
-    disk->delta = disk->map.fd = -1;
+    disk->delta = disk->map.fd = disk->lower_fd = -1;
     r = open_base(disk, cfg, err, errlen);
     if (!r && disk->mode == SM_DISK_OVERLAY)
         r = open_overlay(disk, cfg, err, errlen);
@@ -194,6 +194,7 @@ int sm_disk_close(struct sm_disk *disk)
         if (disk->extents[i].fd >= 0)
             close(disk->extents[i].fd);
     free(disk->extents);
+    sm_disk_drop_lower(disk);
     sm_disk_map_free(&disk->map);
     if (disk->delta >= 0)
         close(disk->delta); /* last: it is the lock */

@@ -18,6 +18,7 @@
 
 #include "dev/fault.h"
 #include "event.h"
+#include "state.h"
 #include "trace.h"
 
 #define ID_BLOCK 2
@@ -358,7 +359,10 @@ static void blk_kick(struct sm_virtio *v, unsigned queue)
 
 static void blk_save(struct sm_virtio *v, struct sm_state_writer *w)
 {
-    sm_disk_save(((struct blk *)v)->disk, w);
+    int err = sm_disk_save(((struct blk *)v)->disk, w);
+
+    if (err && !w->error)
+        w->error = err;
 }
 
 static int blk_load(struct sm_virtio *v, struct sm_state_reader *r)

@@ -3,6 +3,7 @@
 #include "fake.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -494,9 +495,10 @@ int sm_hv_clock_get(struct sm_hv *hv, struct sm_clock *clock)
 
 int sm_hv_clock_set(struct sm_hv *hv, const struct sm_clock *clock, bool advance)
 {
+    uint64_t wall = clock_ns(CLOCK_REALTIME);
+    uint64_t gone = advance && wall > clock->wall_ns ? wall - clock->wall_ns : 0;
     pthread_mutex_lock(&hv->lock);
-    uint64_t from = advance ? clock->host_ns : clock_ns(CLOCK_BOOTTIME);
-    hv->clock_offset = (int64_t)(clock->guest_ticks - from);
+    hv->clock_offset = (int64_t)(clock->guest_ticks + gone - clock_ns(CLOCK_BOOTTIME));
     pthread_mutex_unlock(&hv->lock);
     return 0;
 }
@@ -505,6 +507,9 @@ int sm_hv_clock_set(struct sm_hv *hv, const struct sm_clock *clock, bool advance
 
 int sm_hv_vcpu_save(struct sm_hv_vcpu *vcpu, struct sm_state_writer *w)
 {
+    if (!on_own_thread(vcpu)) {
+        return -EPERM;
+    }
     if (vcpu->pending.active) {
         return -EBUSY;
     }
@@ -514,12 +519,22 @@ int sm_hv_vcpu_save(struct sm_hv_vcpu *vcpu, struct sm_state_writer *w)
     }
     sm_state_put_u8(w, vcpu->flat32);
     sm_state_put_u8(w, vcpu->halted);
+    sm_state_put_u32(w, vcpu->msr_count);
+    for (unsigned i = 0; i < vcpu->msr_count; i++) {
+        sm_state_put_u64(w, vcpu->msrs[i].index);
+        sm_state_put_u64(w, vcpu->msrs[i].value);
+    }
     sm_state_end(w);
     return w->error;
 }
 
-int sm_hv_vcpu_load(struct sm_hv_vcpu *vcpu, struct sm_state_reader *r)
+/* advance_ns: the fake CPU has no cycle counter. */
+int sm_hv_vcpu_load(struct sm_hv_vcpu *vcpu, struct sm_state_reader *r, uint64_t advance_ns)
 {
+    (void)advance_ns;
+    if (!on_own_thread(vcpu)) {
+        return -EPERM;
+    }
     if (sm_state_open(r, "fakevcpu") != 1) {
         return r->error ? r->error : -EBADMSG;
     }
@@ -528,29 +543,52 @@ int sm_hv_vcpu_load(struct sm_hv_vcpu *vcpu, struct sm_state_reader *r)
     }
     vcpu->flat32 = sm_state_get_u8(r);
     vcpu->halted = sm_state_get_u8(r);
+    uint32_t msrs = sm_state_get_u32(r);
+    if (msrs > SM_FAKE_MSRS) {
+        return -EBADMSG;
+    }
+    vcpu->msr_count = msrs;
+    for (unsigned i = 0; i < msrs; i++) {
+        vcpu->msrs[i].index = sm_state_get_u64(r);
+        vcpu->msrs[i].value = sm_state_get_u64(r);
+    }
     sm_state_close(r);
     vcpu->pending.active = false;
     return r->error;
 }
 
+/* The interrupt lines are all the controller there is. */
 int sm_hv_save(struct sm_hv *hv, struct sm_state_writer *w)
 {
-    struct sm_clock clock;
-    sm_hv_clock_get(hv, &clock);
-    sm_state_begin(w, "fakevm\0\0", 1);
-    sm_state_put_u64(w, clock.guest_ticks);
+    sm_state_begin(w, "fakevm", 1);
+    pthread_mutex_lock(&hv->lock);
+    for (unsigned i = 0; i < SM_FAKE_GSIS; i++) {
+        sm_state_put_u8(w, hv->lines[i].level);
+    }
+    pthread_mutex_unlock(&hv->lock);
     sm_state_end(w);
     return w->error;
 }
 
 int sm_hv_load(struct sm_hv *hv, struct sm_state_reader *r)
 {
-    if (sm_state_open(r, "fakevm\0\0") != 1) {
+    if (sm_state_open(r, "fakevm") != 1) {
         return r->error ? r->error : -EBADMSG;
     }
-    struct sm_clock clock = { .guest_ticks = sm_state_get_u64(r) };
+    pthread_mutex_lock(&hv->lock);
+    for (unsigned i = 0; i < SM_FAKE_GSIS; i++) {
+        hv->lines[i].level = sm_state_get_u8(r);
+    }
+    pthread_mutex_unlock(&hv->lock);
     sm_state_close(r);
-    return r->error ? r->error : sm_hv_clock_set(hv, &clock, false);
+    return r->error;
+}
+
+int sm_hv_fingerprint(struct sm_hv *hv, char *buf, size_t len)
+{
+    (void)hv;
+    snprintf(buf, len, "fake");
+    return 0;
 }
 
 /* ---- hooks ---- */

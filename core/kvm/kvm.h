@@ -34,6 +34,7 @@ struct sm_hv {
     /* Read-only after create. */
     struct kvm_cpuid2 *cpuid; /* what KVM supports; x86 */
     bool has_deadline_timer;  /* x86 */
+    uint64_t loaded_tsc;      /* x86: what vCPU 0 was loaded with */
 };
 
 /*

@@ -242,6 +242,50 @@ local function gone(state, name)
     return nil, ("%s: %s"):format(name, state.obituary or "the worker has ended"), 32 -- EPIPE
 end
 
+-- Commands whose `path` a confined worker cannot open: it is opened here, and
+-- the descriptor goes along with the request.
+local OPENED_HERE = { ["snapshot.save"] = uv.constants.O_RDWR | uv.constants.O_CREAT }
+local ERRNO = { ENOENT = 2, EACCES = 13, EEXIST = 17, ENOTDIR = 20, EISDIR = 21, ENOSPC = 28, EROFS = 30 }
+
+-- The file of such a request and whether it was made for it; or nil, why, errno.
+local function open_for(name, ...)
+    local first = ...
+    local path = type(first) == "table" and first.path or first
+    if type(path) ~= "string" then
+        return false -- the worker says what is wrong with it
+    end
+    local mode, flags = tonumber("600", 8), OPENED_HERE[name]
+    local fd, why, code = uv.fs_open(path, flags | uv.constants.O_EXCL, mode)
+    local made = fd and path or nil
+    if not fd and code == "EEXIST" then
+        fd, why, code = uv.fs_open(path, flags, mode)
+    end
+    if not fd then
+        return nil, ("%s: %s: %s"):format(name, path, why:match "^E%u+: ([^:]*)" or why), ERRNO[code] or 5
+    end
+    return fd, made
+end
+
+-- Send a frame with a descriptor. What was written before is still in libuv's
+-- queue, perhaps: it goes first. Yields.
+local function send_with(state, frame, fd)
+    while not state.pipe:is_closing() do
+        if state.pipe:get_write_queue_size() == 0 then
+            local n, err, errno = core.send_fd(state.pipe:fileno(), fd, frame)
+            if n then
+                if n < #frame then
+                    state.pipe:write(frame:sub(n + 1))
+                end
+                return true
+            elseif errno ~= 11 then -- EAGAIN
+                return nil, err, errno
+            end
+        end
+        loop.sleep(0.002)
+    end
+    return true -- the end of the pipe says so
+end
+
 -- Send one request and wait for its reply. Always tail-called, so that level 2
 -- of an error is the caller of the method. Yields.
 local function request(self, name, ...)
@@ -256,16 +300,34 @@ local function request(self, name, ...)
         error(wrong, 2)
     end
     local frame = string.pack("<s4", message)
-    local reply
+    local reply, fd, made, errno
+    if OPENED_HERE[name] then
+        fd, made, errno = open_for(name, ...)
+        if fd == nil then
+            return nil, made, errno
+        elseif fd then
+            local sent
+            sent, wrong, errno = send_with(state, frame, fd)
+            uv.fs_close(fd)
+            if not sent then
+                return nil, ("%s: %s"):format(name, wrong), errno
+            end
+        end
+    end
     do
         local _ <close> = held(state)
         reply = loop.await(function(settle)
             state.pending[id] = settle
-            state.pipe:write(frame) -- when it fails, the end of the pipe says so
+            if not fd then
+                state.pipe:write(frame) -- when it fails, the end of the pipe says so
+            end
             return function()
                 state.pending[id] = nil
             end
         end)
+    end
+    if made and not (reply and reply[2]) then
+        uv.fs_unlink(made)
     end
     if not reply then
         return gone(state, name)
