@@ -28,8 +28,8 @@ static const struct sm_arg_spec blk_args[] = {
     TYPE,
     { "serial", SM_ARG_STRING, .max = SM_BLK_SERIAL_BYTES, .doc = "what the guest knows it by" },
     { "readonly", SM_ARG_BOOL, .doc = "nothing is ever written" },
-    { "extents", SM_ARG_ARRAY, .required = true,
-      .doc = "the base: a list of {path, offset, length}, one after the other" },
+    { "extents", SM_ARG_ARRAY,
+      .doc = "the base: a list of {path, offset, length}, one after the other; absent: zeros" },
     { "size", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES,
       .doc = "bytes; zeros follow the base; absent: what the base holds" },
     { "overlay", SM_ARG_STRING, .max = 4096,
@@ -66,7 +66,7 @@ static const struct sm_arg_spec net_args[] = {
 };
 
 static const struct sm_arg_spec extent_args[] = {
-    { "path", SM_ARG_STRING, .required = true, .max = 4096, .doc = "a file" },
+    { "path", SM_ARG_STRING, .max = 4096, .doc = "a file; absent: zeros, of `length`" },
     { "offset", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES, .doc = "where in it; 0 when absent" },
     { "length", SM_ARG_SIZE, .max = SM_DISK_MAX_BYTES,
       .doc = "bytes; to the end of the file when absent" },
@@ -227,8 +227,12 @@ static int parse_extent(struct sm_call *call, struct sm_msg_reader *r, unsigned 
     if (err) {
         return err;
     }
+    if (!args[0].given && !args[2].given) {
+        sm_call_free_args(extent_args, COUNT(extent_args), args);
+        return sm_call_misuse(call, "%spath: missing, and no length of zeros", where);
+    }
     *extent = (struct sm_disk_extent){
-        .path = args[0].v.s, /* now the extent's */
+        .path = args[0].given ? args[0].v.s : NULL, /* now the extent's */
         .fd = -1,
         .offset = args[1].given ? args[1].v.u : 0,
         .length_bytes = args[2].given ? args[2].v.u : 0,
@@ -239,8 +243,10 @@ static int parse_extent(struct sm_call *call, struct sm_msg_reader *r, unsigned 
 static int parse_extents(struct sm_call *call, struct sm_disk_extent **out, unsigned *count)
 {
     struct sm_msg_reader r = sm_call_arg(call, "extents")->v.value;
-    struct sm_msg_value head;
-    sm_msg_next(&r, &head);
+    struct sm_msg_value head = { .u.count = 0 };
+    if (sm_call_arg(call, "extents")->given) {
+        sm_msg_next(&r, &head);
+    }
     if (head.u.count > SM_DISK_MAX_EXTENTS) {
         return sm_call_misuse(call, "extents: expected at most %d", SM_DISK_MAX_EXTENTS);
     }

@@ -110,6 +110,7 @@ int sm_cmd_snapshot_load(struct sm_call *call)
     }
     err = sm_snap_open(fd, &snap, why, sizeof(why));
     if (err) {
+        sm_vm_stop(call->m->vm, SM_STOP_KILLED, "its snapshot could not be loaded");
         return refuse(call, err, why);
     }
     err = sm_snap_load(snap, call->m->vm, &how, why, sizeof(why));

@@ -7,7 +7,7 @@
  *   probe()          what the hypervisor of this machine offers
  *   pack, unpack, request   messages (lua_msg.c)
  *   snapshot(path)   what is in a snapshot (lua_snap.c)
- *   flock, umask, hangup, send_fd   what luv lacks
+ *   flock, umask, hangup, send_fd, data_extents   what luv lacks
  *
  * No globals, no signals, nothing printed: several Lua states in several
  * threads may load it.
@@ -15,10 +15,12 @@
 #include "lua_core.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "backend.h"
 
@@ -190,6 +192,36 @@ static int core_send_fd(lua_State *L)
     return 1;
 }
 
+/* data_extents(path) → list of {offset, length} where a file has data, ascending;
+ * nil, what, errno. One that cannot tell holes is one extent. */
+static int core_data_extents(lua_State *L)
+{
+    int fd = open(luaL_checkstring(L, 1), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        int err = errno;
+        return sm_lua_refuse(L, strerror(err), -err);
+    }
+    off_t at = 0, end = lseek(fd, 0, SEEK_END);
+    lua_newtable(L);
+    for (lua_Integer n = 1; at < end; n++) {
+        off_t data = lseek(fd, at, SEEK_DATA), hole;
+        if (data < 0 && errno == ENXIO) {
+            break;
+        }
+        data = data < 0 ? at : data;
+        hole = lseek(fd, data, SEEK_HOLE);
+        at = hole <= data ? end : hole;
+        lua_createtable(L, 0, 2);
+        lua_pushinteger(L, data);
+        lua_setfield(L, -2, "offset");
+        lua_pushinteger(L, at - data);
+        lua_setfield(L, -2, "length");
+        lua_rawseti(L, -2, n);
+    }
+    close(fd);
+    return 1;
+}
+
 /* umask(mask) → the one before; of the whole process */
 static int core_umask(lua_State *L)
 {
@@ -216,6 +248,7 @@ int luaopen_sm_core(lua_State *L)
         { "umask", core_umask },
         { "hangup", core_hangup },
         { "send_fd", core_send_fd },
+        { "data_extents", core_data_extents },
         { "snapshot", sm_lua_snapshot },
         { NULL, NULL },
     };

@@ -29,8 +29,11 @@ int sm_snap_say(char *err, size_t errlen, int code, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    if (err && errlen)
+    if (err && errlen) {
         vsnprintf(err, errlen, fmt, ap);
+        for (char *c = err; *c; c++) /* names come from the file: one line, in print */
+            *c = *c < ' ' || *c == 127 ? '?' : *c;
+    }
     va_end(ap);
     return code;
 }
@@ -362,8 +365,8 @@ static int map_ram(struct sm_snap *snap, struct sm_vm *vm, bool eager)
     return 0;
 }
 
-int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
-                 char *err, size_t errlen)
+static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
+                     char *err, size_t errlen)
 {
     struct sm_state_blobs blobs = { .fd = snap->fd };
     struct sm_state_reader r;
@@ -371,13 +374,9 @@ int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_lo
 
     if (e)
         return e;
-    if (sm_vm_mem(vm)->count)
-        return sm_snap_say(err, errlen, -EBUSY, "the VM has memory of its own");
     e = map_ram(snap, vm, how->eager);
-    if (e) {
-        sm_vm_stop(vm, SM_STOP_KILLED, "its snapshot could not be loaded");
+    if (e)
         return sm_snap_say(err, errlen, e, "its memory cannot be mapped: %s", strerror(-e));
-    }
     for (unsigned i = 0; i < snap->area_count; i++) {
         const struct sm_snap_area *a = &snap->areas[i];
 
@@ -388,4 +387,17 @@ int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_lo
     sm_state_reader_init(&r, snap->state, snap->state_len);
     r.blobs = &blobs;
     return sm_vm_load(vm, &r, how->advance, err, errlen);
+}
+
+int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
+                 char *err, size_t errlen)
+{
+    int e;
+
+    if (sm_mem_ram_bytes(sm_vm_mem(vm)))
+        return sm_snap_say(err, errlen, -EBUSY, "the VM has memory of its own");
+    e = load_into(snap, vm, how, err, errlen);
+    if (e) /* what was to be a copy must not run as anything else */
+        sm_vm_stop(vm, SM_STOP_KILLED, "its snapshot could not be loaded");
+    return e;
 }

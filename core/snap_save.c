@@ -157,12 +157,12 @@ static int save_ram(struct saver *s, uint64_t *end, char *err, size_t errlen)
 
     for (unsigned i = 0; i < mem->count; i++) {
         const struct sm_mem_region *r = &mem->regions[i];
-        struct sm_snap_area *a = &s->areas[s->area_count++];
+        struct sm_snap_area *a = &s->areas[s->area_count];
         int e;
 
-        if (r->device)
-            return sm_snap_say(err, errlen, -ENOTSUP, "the window at 0x%llx is not memory",
-                               (unsigned long long)r->gpa);
+        if (r->device) /* a device's window comes back with the device */
+            continue;
+        s->area_count++;
         *a = (struct sm_snap_area){ .kind = SM_SNAP_RAM,
                                     .prot = r->prot,
                                     .gpa = r->gpa,

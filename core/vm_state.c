@@ -41,8 +41,11 @@ __attribute__((format(printf, 4, 5))) static int say(char *err, size_t errlen, i
     va_list ap;
 
     va_start(ap, fmt);
-    if (err && errlen)
+    if (err && errlen) {
         vsnprintf(err, errlen, fmt, ap);
+        for (char *c = err; *c; c++) /* names come from the file: one line, in print */
+            *c = *c < ' ' || *c == 127 ? '?' : *c;
+    }
     va_end(ap);
     return code;
 }

@@ -124,4 +124,30 @@ function M.remove(name)
     return require("sm.rundir").remove(info.dir)
 end
 
+--- A copy of a saved machine. `snapshot` is what vm:snapshot gave, a name, or a
+--- path (with a slash). The copy has its own hostname, machine id, randomness and
+--- wall clock; commands run in it when this returns. Yields.
+---@async
+---@param snapshot sm.Snapshot|string
+---@param cfg { name: string?, hostname: string?, clock: "freeze"|"advance"|nil, eager: boolean?, after: (fun(vm: sm.VM): any)|string[]|nil }?
+---@return sm.VM?
+---@return string? err
+function M.restore(snapshot, cfg)
+    return require("sm.snapshot").restore(snapshot, cfg)
+end
+
+--- Snapshots kept here: list, open, remove, verify.
+M.snapshot = setmetatable({}, { __index = function(_, key)
+    return require("sm.snapshot")[key]
+end })
+
+--- A pool of copies of one machine, ready to be taken. Yields.
+---@async
+---@param cfg table see sm.pool
+---@return sm.Pool?
+---@return string? err
+function M.pool(cfg)
+    return require("sm.pool").new(cfg)
+end
+
 return M

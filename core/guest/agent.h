@@ -203,6 +203,7 @@ int sm_disk_by_serial(const char *serial, int timeout_ms, char *out, size_t size
 void sm_setup_system(const struct sm_boot_req *req);
 /* net.c */
 int sm_setup_net(const struct sm_boot_req *req, const char **what);
+void sm_setup_identity(const struct sm_boot_req *req);
 int sm_setup_mounts(const struct sm_boot_req *req, const char **what);
 void sm_setup_clock(uint64_t realtime_ns);
 void sm_setup_entropy(const uint8_t *bytes, uint32_t len);

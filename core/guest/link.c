@@ -166,6 +166,31 @@ void sm_boot(struct sm_agent *a, const uint8_t *data, size_t len)
         sm_boot_free(&req);
 }
 
+/*
+ * A copy of a machine is told who it is: the wall clock before all else, for
+ * what ran when it was copied runs already; then fresh randomness, so that the
+ * random numbers of two copies part ways even where the kernel cannot be told
+ * of a new generation; then its names.
+ */
+static void resume(struct sm_agent *a, const uint8_t *data, size_t len)
+{
+    struct sm_boot_req req;
+    int rc = sm_boot_parse(data, len, &req);
+    if (rc == 0 && !a->booted)
+        rc = -EINVAL;
+    if (rc == 0 && a->vm) {
+        if (req.has_clock)
+            sm_setup_clock(req.clock_ns);
+        sm_setup_entropy(req.entropy, req.entropy_len);
+        sm_setup_identity(&req);
+    }
+    if (rc == 0)
+        send_booted(a);
+    else
+        sm_link_failed(a, 0, -rc, SM_STAGE_REQUEST, "RESUME");
+    sm_boot_free(&req);
+}
+
 static void signal_chan(struct sm_agent *a, struct sm_chan *c, const struct sm_frame *f)
 {
     int sig = (int)sm_get32(f->payload);
@@ -233,10 +258,12 @@ static void refuse(struct sm_agent *a, const struct sm_frame *f)
 static int request_done(struct sm_agent *a, uint8_t type, uint16_t chan, const uint8_t *data,
                         size_t len)
 {
-    if ((type == SM_BOOT) != (chan == 0))
+    if ((type == SM_BOOT || type == SM_RESUME) != (chan == 0))
         return -EPROTO;
     if (type == SM_BOOT)
         sm_boot(a, data, len);
+    else if (type == SM_RESUME)
+        resume(a, data, len);
     else
         sm_chan_open(a,
                      type == SM_EXEC       ? SM_CHAN_EXEC
@@ -305,6 +332,7 @@ static int handle(struct sm_agent *a, const struct sm_frame *f)
 {
     switch (f->type) {
     case SM_BOOT:
+    case SM_RESUME:
     case SM_EXEC:
     case SM_FILE_PUT:
     case SM_FILE_GET:

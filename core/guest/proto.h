@@ -29,11 +29,13 @@
  *    |  <------- STARTED 2 -----------------|   ECANCELED
  *    |  <------- STDOUT 2, STDERR 2, EOFs --|
  *    |  <------- EXIT 2 --------------------|   before or after the EOFs
+ *    |  -------- RESUME clock, entropy … -->|   after a redial, to a copy of a
+ *    |  <------- BOOTED | FAILED -----------|   machine: who it is from now on
  *    |  -------- SHUTDOWN ----------------->|
  *    |  <------- GOODBYE reason, code ------|   nothing follows
  *    |  -------- BYE ---------------------->|   the guest turns itself off
  *
- * Requests (BOOT, EXEC, FILE_*) are lists of fields, `tag u16 | length u32 |
+ * Requests (BOOT, RESUME, EXEC, FILE_*) are lists of fields, `tag u16 | length u32 |
  * value`; a request longer than one frame continues in frames of the same type
  * and channel, all but the last with FLAG_MORE, up to SM_REQUEST_MAX_BYTES.
  * An unknown field fails the request, and an unknown frame type is answered by
@@ -82,6 +84,7 @@ enum {
     SM_SHUTDOWN = 0x0b,  /* c0: reason u32 (SM_BYE_*), grace ms u32, signal u32 */
     SM_PING = 0x0c,      /* c0: up to 64 bytes, echoed by PONG */
     SM_BYE = 0x0d,       /* c0: GOODBYE was read */
+    SM_RESUME = 0x0e,    /* c0: fields SM_BOOT_* but ROOT, MOUNT, FLAGS */
 };
 
 /* Guest to host. */
@@ -144,6 +147,7 @@ enum {
     SM_BOOT_NET = 16,     /* mac[6], mtu u32 (0: leave), then address/prefix NUL
                              gateway NUL of IPv4, the same of IPv6; empty: none;
                              repeated, one a card */
+    SM_BOOT_MACHINE_ID = 10, /* text, 32 hex digits: for /etc/machine-id */
 };
 #define SM_BOOTF_DISCARD 0x01 /* scratch is thrown away: do not write it back */
 #define SM_BOOTF_ALL 0x01

@@ -272,6 +272,8 @@ static int boot_field(const struct sm_field *f, struct sm_boot_req *r)
         return push_net(f, r);
     case SM_BOOT_FLAGS:
         return take_u32(f, &r->flags);
+    case SM_BOOT_MACHINE_ID:
+        return f->len == 32 ? take_text(f, &r->machine_id) : -EPROTO;
     default:
         return -EPROTO;
     }
@@ -307,6 +309,7 @@ void sm_boot_free(struct sm_boot_req *r)
     free(r->hostname);
     free(r->hosts);
     free(r->resolv);
+    free(r->machine_id);
     free(r->entropy);
     memset(r, 0, sizeof(*r));
 }

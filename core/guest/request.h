@@ -56,7 +56,7 @@ struct sm_boot_req {
     uint32_t root, grace_ms, flags;
     bool has_grace, has_clock;
     uint64_t clock_ns;
-    char *hostname, *hosts, *resolv;
+    char *hostname, *hosts, *resolv, *machine_id;
     uint8_t *entropy;
     uint32_t entropy_len;
     struct sm_mount_req mounts[SM_MOUNTS_MAX];

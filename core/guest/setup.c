@@ -124,6 +124,24 @@ void sm_setup_system(const struct sm_boot_req *req)
         return; /* a convenience */
 }
 
+/* Names of a copied machine. A read-only root keeps the old files; the kernel's
+ * host name is new in any case. */
+void sm_setup_identity(const struct sm_boot_req *req)
+{
+    if (req->hostname)
+        set_hostname(req->hostname);
+    if (req->hosts)
+        write_file("/etc/hosts", req->hosts);
+    if (req->resolv)
+        write_file("/etc/resolv.conf", req->resolv);
+    struct stat st;
+    if (req->machine_id && stat("/etc/machine-id", &st) == 0 && st.st_size > 0) {
+        char line[40];
+        snprintf(line, sizeof(line), "%s\n", req->machine_id);
+        write_file("/etc/machine-id", line);
+    }
+}
+
 /* Split "ro,size=1m" into mount flags and what the file system shall read. */
 static unsigned long mount_flags(char *options, char *data, size_t size)
 {

@@ -304,6 +304,48 @@ function Agent:boot(opts)
     return self.marks
 end
 
+local resume_keys = {
+    hostname = 1, hosts = 1, resolv = 1, clock = 1, entropy = 1, machine_id = 1, timeout = 1,
+}
+
+--- Tell a copy of a machine, which has dialled again, who it is: the wall clock
+--- (now, unless given in ns), fresh randomness, names. Yields.
+---@async
+---@param opts table hostname, hosts, resolv, clock (ns), entropy, machine_id (32 hex digits), timeout (s)
+---@return true? ok, string? err, table? failure
+function Agent:resume(opts)
+    wire.check_keys("agent:resume", opts, resume_keys)
+    if self.dead then
+        return nil, self.dead
+    elseif self.booted ~= true then
+        return nil, "resume: the guest was never set up"
+    end
+    local seconds, micros = uv.gettimeofday()
+    local parts = {
+        wire.field(5, string.pack("<i8", opts.clock or (seconds * 1000000 + micros) * 1000)),
+        wire.field(6, opts.entropy or uv.random(32)),
+    }
+    for tag, key in pairs { [2] = "hostname", [3] = "hosts", [4] = "resolv", [10] = "machine_id" } do
+        if opts[key] then
+            parts[#parts + 1] = wire.field(tag, opts[key])
+        end
+    end
+    self.booted = "asked"
+    local ok, err = self:request(wire.RESUME, 0, table.concat(parts))
+    if not ok then
+        return nil, err
+    end
+    ok, err = wait_for(self, function()
+        return self.booted ~= "asked"
+    end, opts.timeout)
+    if not ok then
+        return nil, err
+    elseif not self.booted then
+        return nil, "resume: " .. self.boot_failure.message, self.boot_failure
+    end
+    return true
+end
+
 --- A round trip; seconds it took. Yields.
 ---@async
 ---@param timeout number?

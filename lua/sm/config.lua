@@ -96,6 +96,19 @@ local KEYS = {
     end,
     verbose = is "boolean",
     boot_timeout = is "number",
+    eager = is "boolean",
+    clock = function(v)
+        if v ~= "freeze" and v ~= "advance" then
+            return nil, "expected freeze or advance"
+        end
+        return v
+    end,
+    after = function(v)
+        if type(v) ~= "function" and type(v) ~= "table" then
+            return nil, "expected a function, or a command as a list"
+        end
+        return v
+    end,
     on_console = is "function",
     on_event = is "function",
     net = net_config.net,
@@ -117,18 +130,21 @@ local KEYS = {
     platform = is "string",
 }
 
---- Check a configuration and fill in defaults.
----@param cfg table?
----@return table? checked
----@return string? err
-function M.check(cfg)
+-- What a copy of a saved machine may be given; the rest is what was saved.
+local ONLY_RESTORE = { eager = true, clock = true, after = true }
+local FOR_RESTORE = {
+    name = true, hostname = true, boot_timeout = true, on_console = true, on_event = true,
+    eager = true, clock = true, after = true, publish = true, on_net = true, pcap = true,
+}
+
+local function check_keys(cfg, allowed)
     local out = {}
     for key, value in pairs(cfg or {}) do
         local check = KEYS[key]
-        if not check then
+        if not check or not allowed(key) then
             local known = {}
             for name in pairs(KEYS) do
-                known[#known + 1] = name
+                known[#known + 1] = allowed(name) and name or nil
             end
             local near = args.nearest(tostring(key), known)
             return nil, ("unknown key '%s'%s"):format(tostring(key), near and (" (did you mean '%s'?)"):format(near) or "")
@@ -138,6 +154,35 @@ function M.check(cfg)
             return nil, ("%s: %s"):format(key, err)
         end
         out[key] = ok
+    end
+    return out
+end
+
+--- Check what a copy of a saved machine is given.
+---@param cfg table?
+---@return table? checked
+---@return string? err
+function M.check_restore(cfg)
+    local out, err = check_keys(cfg, function(key)
+        return FOR_RESTORE[key]
+    end)
+    if not out then
+        return nil, err
+    end
+    out.boot_timeout = out.boot_timeout or 120
+    return out
+end
+
+--- Check a configuration and fill in defaults.
+---@param cfg table?
+---@return table? checked
+---@return string? err
+function M.check(cfg)
+    local out, err = check_keys(cfg, function(key)
+        return not ONLY_RESTORE[key]
+    end)
+    if not out then
+        return nil, err
     end
     out.net = out.net or net_config.net()
     out.cpus = out.cpus or 1

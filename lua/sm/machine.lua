@@ -107,31 +107,60 @@ local function listen(path)
     return self
 end
 
--- Give the worker its machine. Yields.
-local function wire(w, cfg, image, files, dir, network)
-    local steps = {
-        { "vm.create", { cpus = cfg.cpus, memory = cfg.memory } },
-        { "device.add", { type = "serial" } },
-        { "device.add", { type = "rng" } },
-        { "device.add", { type = "vsock", cid = M.GUEST_CID, path = dir .. "/v.sock" } },
-        cfg.rootfs == "pmem" and { "device.add", { type = "pmem", extents = image.extents } }
-            or { "device.add", { type = "blk", serial = "rootfs", readonly = true, extents = image.extents } },
+-- The devices of a machine, in the order they are added. A snapshot keeps this
+-- list: its copies get the same devices in the same order.
+local function devices_of(cfg, image, files, dir, network)
+    local list = {
+        { type = "serial" },
+        { type = "rng" },
+        { type = "vsock", cid = M.GUEST_CID, path = dir .. "/v.sock" },
+        cfg.rootfs == "pmem" and { type = "pmem", extents = image.extents }
+            or { type = "blk", serial = "rootfs", readonly = true, extents = image.extents },
     }
     if not cfg.read_only then
-        steps[#steps + 1] = { "device.add", {
+        list[#list + 1] = {
             type = "blk", serial = "scratch", size = cfg.disk,
-            extents = { { path = files.scratch, offset = 0, length = cfg.disk } },
+            extents = files.scratch,
             overlay = files.overlay, ephemeral = true,
-        } }
+        }
     end
     for _, device in ipairs(network and network.devices or {}) do
-        steps[#steps + 1] = device
+        list[#list + 1] = device[2]
     end
-    steps[#steps + 1] = { "kernel.load", {
-        kernel = files.kernel.path, initrd = files.initrd, cmdline = M.cmdline(cfg),
-    } }
+    return list
+end
+
+-- The same devices for a copy: sockets, cards and overlays of its own. What a
+-- writable disk held comes with the snapshot, in place of its base.
+local function devices_again(saved, id, dir, network)
+    local list, nets = {}, 0
+    for i, device in ipairs(saved) do
+        local copy = {}
+        for key, value in pairs(device) do
+            copy[key] = value
+        end
+        if copy.type == "vsock" then
+            copy.path = dir .. "/v.sock"
+        elseif copy.type == "net" then
+            nets = nets + 1
+            copy = network.devices[nets][2]
+        elseif copy.overlay then
+            local path, err = scratch.overlay(("%s-%d"):format(id, i))
+            if not path then
+                return nil, err
+            end
+            copy.overlay, copy.ephemeral, copy.extents = path, true, nil
+        end
+        list[i] = copy
+    end
+    return list
+end
+
+-- Give the worker commands, in order, until one is refused. Yields.
+local function give(w, steps)
+    local res, err
     for _, step in ipairs(steps) do
-        local res, err = w:call(step[1], step[2])
+        res, err = w:call(step[1], step[2])
         if res == nil then
             if err:find("/dev/kvm", 1, true) then
                 err = err .. "; `sm doctor` tells what to do"
@@ -139,7 +168,17 @@ local function wire(w, cfg, image, files, dir, network)
             return nil, err
         end
     end
-    return true
+    return res
+end
+
+-- vm.create, the devices, and then what is last. Yields.
+local function wire(w, create, devices, last)
+    local steps = { { "vm.create", create } }
+    for _, device in ipairs(devices) do
+        steps[#steps + 1] = { "device.add", device }
+    end
+    steps[#steps + 1] = last
+    return give(w, steps)
 end
 
 -- What a stock kernel needs for a root in memory, in the order of loading.
@@ -210,33 +249,43 @@ local function prepare(cfg, id)
     return files
 end
 
---- Start a machine and wait for its agent's first word. Yields.
----@async
----@param image table what sm.image gives
----@param cfg table checked configuration (sm.config)
----@param marks table timeline, filled in (seconds, loop.now)
----@return table? parts { worker, agent, rundir, listener, kernel }
----@return string? err
-function M.start(image, cfg, marks)
-    local id = cfg.name or ("%08x%04x"):format(os.time() & 0xffffffff, math.random(0, 0xffff))
+-- The folder, the listener and the worker that every machine begins with.
+-- Yields.
+local function begin(id)
     local dir, err = rundir.new(id)
     if not dir then
         return nil, err
     end
     local parts = { rundir = dir, id = id }
+    parts.listener, err = listen(("%s/v.sock_%d"):format(dir.path, M.AGENT_PORT))
+    if parts.listener then
+        parts.worker, err = worker.spawn { name = id }
+    end
+    if not parts.worker then
+        M.stop(parts)
+        return nil, err
+    end
+    return parts
+end
+
+--- Start a machine. Yields.
+---@async
+---@param image table what sm.image gives
+---@param cfg table checked configuration (sm.config)
+---@param marks table timeline, filled in (seconds, loop.now)
+---@return table? parts { worker, rundir, listener, kernel, devices }
+---@return string? err
+function M.start(image, cfg, marks)
+    local id = cfg.name or ("%08x%04x"):format(os.time() & 0xffffffff, math.random(0, 0xffff))
+    local parts, err = begin(id)
+    if not parts then
+        return nil, err
+    end
     local function give_up(why)
         M.stop(parts)
         return nil, why
     end
-    parts.listener, err = listen(("%s/v.sock_%d"):format(dir.path, M.AGENT_PORT))
-    if not parts.listener then
-        return give_up(err)
-    end
-    parts.worker, err = worker.spawn { name = id }
-    if not parts.worker then
-        return give_up(err)
-    end
-    parts.network, err = net.start(cfg, image, id, dir.path)
+    parts.network, err = net.start(cfg, image, id, parts.rundir.path)
     if err then
         return give_up(err)
     end
@@ -246,8 +295,11 @@ function M.start(image, cfg, marks)
         return give_up(err)
     end
     parts.kernel = files.kernel
+    parts.devices = devices_of(cfg, image, files, parts.rundir.path, parts.network)
     local ok
-    ok, err = wire(parts.worker, cfg, image, files, dir.path, parts.network)
+    ok, err = wire(parts.worker, { cpus = cfg.cpus, memory = cfg.memory }, parts.devices, {
+        "kernel.load", { kernel = files.kernel.path, initrd = files.initrd, cmdline = M.cmdline(cfg) },
+    })
     if not ok then
         return give_up(err)
     end
@@ -257,6 +309,52 @@ function M.start(image, cfg, marks)
         return give_up(err)
     end
     marks.kernel_entered = loop.now()
+    return parts
+end
+
+--- Start a copy of a saved machine: the worker, the same devices, its state; it
+--- runs when this returns. Yields.
+---@async
+---@param path string the snapshot
+---@param saved table { cpus, devices }
+---@param image table
+---@param opts table { name, eager, clock, net … }
+---@param marks table timeline, filled in
+---@return table? parts as start
+---@return string? err
+function M.restore(path, saved, image, opts, marks)
+    local id = opts.name or uv.random(6):gsub(".", function(c)
+        return ("%02x"):format(c:byte())
+    end)
+    local parts, err = begin(id)
+    if not parts then
+        return nil, err
+    end
+    local function give_up(why)
+        M.stop(parts)
+        return nil, why
+    end
+    parts.network, err = net.start(opts, image, id, parts.rundir.path)
+    if err then
+        return give_up(err)
+    end
+    parts.devices, err = devices_again(saved.devices, id, parts.rundir.path, parts.network)
+    if not parts.devices then
+        return give_up(err)
+    end
+    local ok
+    ok, err = wire(parts.worker, { cpus = saved.cpus }, parts.devices, {
+        "snapshot.load", { path = path, eager = opts.eager, clock = opts.clock },
+    })
+    if not ok then
+        return give_up(err)
+    end
+    marks.vm_ready = loop.now()
+    ok, err = parts.worker:call("vm.start", {})
+    if ok == nil then
+        return give_up(err)
+    end
+    marks.resumed = loop.now()
     return parts
 end
 

@@ -3,13 +3,15 @@
 -- The writable disk of a VM: an empty ext4 that every VM sees as its own.
 --
 -- Formatting costs more than booting, so it is done once per size: mke2fs
--- makes a sparse template in the cache, and a VM's disk is that template
+-- makes a template, its data is kept in the cache, and a VM's disk is that
 -- below a copy-on-write overlay (core/dev/disk.c). The overlay is a sparse
 -- file without a name once the worker has it open, so whatever ends the
 -- worker, nothing is left.
 
 local child = require "sm.child"
 local uv = require "luv"
+local files = require "sm.files"
+local json = require "sm.json"
 local loop = require "sm.loop"
 local paths = require "sm.paths"
 
@@ -18,6 +20,10 @@ local M = {}
 --- Bytes of the disk when nobody says; sparse on the host.
 M.DEFAULT_BYTES = 8 << 30
 M.MIN_BYTES = 16 << 20
+
+local GAP_BYTES = 1 << 20
+
+local core -- sm.core, loaded when a template is made
 
 -- No journal: nothing of it outlives the VM. Inode tables are left to be
 -- zeroed lazily, and the zeroing is switched off, because the template reads
@@ -66,47 +72,181 @@ local function run(file, argv)
     end)
 end
 
---- The template of a size, made when it is not there. Yields.
+-- A template is kept as its data alone, one piece after the other, with a list
+-- of where they belong behind it, and how long that list is at the very end. So
+-- nobody needs to ask a file system for holes again; some cannot tell.
+local TRAILER = "<I8c8"
+local MAGIC = "smext4-2"
+
+local function read_template(path)
+    local stat = uv.fs_stat(path)
+    local fd = stat and uv.fs_open(path, "r", 0)
+    if not fd then
+        return nil
+    end
+    local trailer = uv.fs_read(fd, string.packsize(TRAILER), stat.size - string.packsize(TRAILER))
+    local pieces
+    if trailer and #trailer == string.packsize(TRAILER) then
+        local len, magic = string.unpack(TRAILER, trailer)
+        if magic == MAGIC and len < stat.size then
+            pieces = json.decode(uv.fs_read(fd, len, stat.size - #trailer - len) or "")
+        end
+    end
+    uv.fs_close(fd)
+    return pieces
+end
+
+-- The root device of a piece list: data, and zeros between.
+local function as_extents(path, pieces, bytes)
+    local extents, at, inside = {}, 0, 0
+    for _, piece in ipairs(pieces) do
+        if piece.offset > at then
+            extents[#extents + 1] = { length = piece.offset - at }
+        end
+        extents[#extents + 1] = { path = path, offset = inside, length = piece.length }
+        inside, at = inside + piece.length, piece.offset + piece.length
+    end
+    if at < bytes then
+        extents[#extents + 1] = { length = bytes - at }
+    end
+    return extents
+end
+
+-- Pieces with small gaps are one: a disk has a bounded number of extents.
+local function merge(pieces, gap)
+    local out = {}
+    for _, piece in ipairs(pieces) do
+        local last = out[#out]
+        if last and piece.offset - (last.offset + last.length) <= gap then
+            last.length = piece.offset + piece.length - last.offset
+        else
+            out[#out + 1] = { offset = piece.offset, length = piece.length }
+        end
+    end
+    return out
+end
+
+-- Format a sparse file in `dir`; where it has data. Yields.
+local function format(dir, bytes)
+    local fd, image = uv.fs_mkstemp(dir .. "/.ext4-XXXXXX")
+    if not fd then
+        return nil, image
+    end
+    local ok, err = uv.fs_ftruncate(fd, bytes)
+    uv.fs_close(fd)
+    if ok then
+        local argv = table.move(MKE2FS, 1, #MKE2FS, 1, {})
+        argv[#argv + 1] = image
+        ok, err = run(uv.fs_stat("/sbin/mke2fs") and "/sbin/mke2fs" or "mke2fs", argv)
+    end
+    local pieces
+    if ok then
+        core = core or require "sm.core"
+        pieces, err = core.data_extents(image)
+    end
+    if not pieces then
+        uv.fs_unlink(image)
+        return nil, err
+    end
+    return image, merge(pieces, GAP_BYTES)
+end
+
+-- Where a file's holes can be told, or the last resort. Yields.
+local function format_somewhere(bytes, last)
+    for _, dir in ipairs { "/dev/shm", uv.os_tmpdir(), last } do
+        local image, pieces = format(dir, bytes)
+        local data = 0
+        for _, piece in ipairs(image and pieces or {}) do
+            data = data + piece.length
+        end
+        if image and (data <= bytes // 2 or dir == last) then
+            return image, pieces
+        elseif image then
+            uv.fs_unlink(image)
+        elseif dir == last then
+            return nil, pieces
+        end
+    end
+end
+
+-- Copy the pieces and the list behind them into a new file. Yields.
+local function pack(image, pieces, path)
+    local from, err = uv.fs_open(image, "r", 0)
+    local to = from and uv.fs_open(path, "w", tonumber("600", 8))
+    local ok = to ~= nil
+    for _, piece in ipairs(pieces) do
+        local left, at = piece.length, piece.offset
+        while ok and left > 0 do
+            local bytes = uv.fs_read(from, math.min(left, 1 << 20), at)
+            ok = bytes and #bytes > 0
+            if ok then
+                ok, err = uv.fs_write(to, bytes, -1)
+                left, at = left - #bytes, at + #bytes
+            end
+        end
+    end
+    if ok then
+        local list = json.encode(pieces)
+        ok, err = uv.fs_write(to, list .. string.pack(TRAILER, #list, MAGIC), -1)
+    end
+    if to then
+        uv.fs_close(to)
+    end
+    if from then
+        uv.fs_close(from)
+    end
+    return ok and true or nil, err
+end
+
+--- The template of a size, made when it is not there: the extents of a disk.
+--- Yields.
 ---@async
 ---@param bytes integer
----@return string? path
+---@return table[]? extents
 ---@return string? err
 function M.template(bytes)
     bytes = (bytes + 4095) // 4096 * 4096
     local dir = paths.cache() .. "/scratch"
-    local path = ("%s/ext4-v1-%d.img"):format(dir, bytes)
-    if uv.fs_stat(path) then
-        return path
+    local path = ("%s/ext4-v2-%d.img"):format(dir, bytes)
+    local pieces = read_template(path)
+    if pieces then
+        return as_extents(path, pieces, bytes)
     end
     local ok, err = paths.make(dir)
     if not ok then
         return nil, err
     end
-    -- Two makers at once each have a file of their own; the last rename wins
-    -- and both are the same.
+    local image
+    image, pieces = format_somewhere(bytes, dir)
+    if not image then
+        return nil, pieces
+    end
+    -- Of two makers at once the first wins: what is there is never replaced, for
+    -- its list and its data belong together.
     local fd, tmp = uv.fs_mkstemp(dir .. "/.new-XXXXXX")
-    if not fd then
-        return nil, tmp
-    end
-    ok, err = uv.fs_ftruncate(fd, bytes)
-    if ok then
-        local argv = table.move(MKE2FS, 1, #MKE2FS, 1, {})
-        argv[#argv + 1] = tmp
-        local file = uv.fs_stat("/sbin/mke2fs") and "/sbin/mke2fs" or "mke2fs"
-        ok, err = run(file, argv)
-    end
-    if ok then
-        ok, err = uv.fs_fsync(fd)
-    end
-    uv.fs_close(fd)
-    if ok then
-        ok, err = uv.fs_rename(tmp, path)
-    end
-    if not ok then
+    if fd then
+        uv.fs_close(fd)
+        ok, err = pack(image, pieces, tmp)
+        if ok then
+            ok, err = files.sync(tmp)
+        end
+        local code
+        if ok then
+            ok, err, code = uv.fs_link(tmp, path)
+        end
         uv.fs_unlink(tmp)
+        if code == "EEXIST" then
+            pieces = read_template(path)
+            ok, err = pieces ~= nil, path .. ": damaged; remove it"
+        end
+    else
+        ok, err = nil, tmp
+    end
+    uv.fs_unlink(image)
+    if not ok then
         return nil, err
     end
-    return path
+    return as_extents(path, pieces, bytes)
 end
 
 --- Where the overlay of a VM goes. The worker makes the file and removes its

@@ -24,6 +24,8 @@ local M = {}
 
 ---@class sm.VM
 ---@field id string
+---@field parent sm.VM? whose copy it is
+---@field children sm.VM[] its copies that were made by fork
 ---@field timeline table<string, number> seconds of loop.now() by mark
 local VM = {}
 VM.__index = VM
@@ -170,9 +172,56 @@ local function serve_others(self)
         cpus = cfg.cpus,
         memory = cfg.memory,
         disk = not cfg.read_only and cfg.disk or nil,
-        hostname = cfg.hostname or self.id,
+        hostname = rawget(cfg, "hostname") or self.id,
     })
     return self.server, err
+end
+
+local function new(image, cfg)
+    return setmetatable({
+        image = image,
+        cfg = cfg,
+        console = "",
+        waiters = {},
+        children = {},
+        timeline = { start = loop.now() },
+    }, VM)
+end
+
+-- The machine runs: listen to it, and wait for its agent. Yields.
+local function adopt(self, parts)
+    self.parts, self.id = parts, parts.id
+    self.watcher = loop.spawn(watch, self)
+    local agent, err = await_agent(self)
+    if not agent then
+        return nil, err
+    end
+    self.timeline.hello = loop.now()
+    parts.agent = agent
+    agent.on_goodbye = function(goodbye)
+        self.goodbye = goodbye
+    end
+    agent.on_error = function(why)
+        loop.spawn(lost_agent, self, why)
+    end
+    return agent
+end
+
+-- Commands can run: the VM, or nil and why nobody may know of it. Yields.
+local function ready(self)
+    local parts = self.parts
+    self.timeline.booted = loop.now()
+    self.guest_marks = parts.agent.marks
+    if parts.network then
+        self.ports = parts.network.ports
+        parts.network:ready(self)
+    end
+    local ok, err = serve_others(self)
+    if not ok then
+        self:close()
+        return nil, err
+    end
+    return self
 end
 
 --- Boot `image` with a checked configuration; returns when commands can run.
@@ -183,32 +232,16 @@ end
 ---@return sm.VM?
 ---@return string? err
 function M.start(image, cfg)
-    local self = setmetatable({
-        image = image,
-        cfg = cfg,
-        console = "",
-        waiters = {},
-        timeline = { start = loop.now() },
-    }, VM)
+    local self = new(image, cfg)
     local parts, err = machine.start(image, cfg, self.timeline)
     if not parts then
         return nil, err
     end
-    self.parts, self.id = parts, parts.id
-    self.watcher = loop.spawn(watch, self)
     local agent
-    agent, err = await_agent(self)
+    agent, err = adopt(self, parts)
     if not agent then
         self:close()
         return nil, err
-    end
-    self.timeline.hello = loop.now()
-    parts.agent = agent
-    agent.on_goodbye = function(goodbye)
-        self.goodbye = goodbye
-    end
-    agent.on_error = function(why)
-        loop.spawn(lost_agent, self, why)
     end
     local hostname = cfg.hostname or self.id
     local network = parts.network and parts.network:boot_fields(hosts_file(hostname)) or {}
@@ -225,18 +258,52 @@ function M.start(image, cfg)
         self:close()
         return nil, "the guest could not set itself up: " .. tostring(err) .. words
     end
-    self.timeline.booted = loop.now()
-    self.guest_marks = agent.marks
-    if parts.network then
-        self.ports = parts.network.ports
-        parts.network:ready(self)
+    return ready(self)
+end
+
+local function machine_id()
+    return (uv.random(16):gsub(".", function(c)
+        return ("%02x"):format(c:byte())
+    end))
+end
+
+--- A copy of a saved machine; returns when it has been told who it is and
+--- commands can run. Yields.
+---@async
+---@param path string of the snapshot
+---@param saved table what its owner wrote into it (sm.snapshot)
+---@param image table what its root device is
+---@param cfg table checked: name, hostname, eager, clock, boot_timeout, on_…
+---@return sm.VM?
+---@return string? err
+function M.restore(path, saved, image, cfg)
+    local own_hostname = cfg.hostname
+    local self = new(image, setmetatable(cfg, { __index = saved.cfg }))
+    local parts, err = machine.restore(path, saved, image, cfg, self.timeline)
+    if not parts then
+        return nil, err
     end
-    ok, err = serve_others(self)
-    if not ok then
+    local agent
+    agent, err = adopt(self, parts)
+    if not agent then
         self:close()
         return nil, err
     end
-    return self
+    local hostname = own_hostname or self.id
+    local network = parts.network and parts.network:boot_fields(hosts_file(hostname)) or {}
+    local ok
+    ok, err = agent:resume {
+        hostname = hostname,
+        hosts = network.hosts or hosts_file(hostname),
+        resolv = network.resolv,
+        machine_id = machine_id(),
+        timeout = cfg.boot_timeout,
+    }
+    if not ok then
+        self:close()
+        return nil, "the guest could not be told who it is: " .. tostring(err)
+    end
+    return ready(self)
 end
 
 local function agent_of(self)
@@ -369,6 +436,9 @@ function VM:close()
         self.server:close()
     end
     machine.stop(self.parts)
+    if self.own_image then
+        self.image:close()
+    end
 end
 
 VM.__close = VM.close
@@ -382,6 +452,28 @@ VM.__close = VM.close
 ---@return string? err
 function VM:commit(name, opts)
     return require("sm.commit").commit(self, name, opts)
+end
+
+--- Save the machine, its memory and its writable disk; it goes on where it was.
+--- A snapshot with a name lies in the snapshot folder and keeps its image from
+--- being removed; one with a path lies there, and that is all. Yields.
+---@async
+---@param opts { name: string?, path: string?, before: (fun(vm: sm.VM): any)|string[]|nil, progress: fun(step: string)? }
+---@return sm.Snapshot?
+---@return string? err
+function VM:snapshot(opts)
+    return require("sm.snapshot").create(self, opts)
+end
+
+--- Copies of this machine as it is now, running beside it: one, or a list of
+--- `n`. Each knows its `parent`, and this VM its `children`. Yields.
+---@async
+---@param n integer?
+---@param cfg table? as sm.restore
+---@return sm.VM|sm.VM[]|nil
+---@return string? err
+function VM:fork(n, cfg)
+    return require("sm.snapshot").fork(self, n, cfg)
 end
 
 --- Counters of the machine, from the worker. Yields.

@@ -456,6 +456,85 @@ local function gives_back(target)
     end))
 end
 
+local function saves_and_loads(target)
+    local function saved(dir)
+        local vm = boot(target, asm.print(COM1, "hello") .. asm.store16(0x2000) .. asm.forever)
+        assert(vm:add_device { type = "serial" })
+        assert(vm:start())
+        until_u16(vm, 0x2000, ("o"):byte())
+        wait_for(target, vm, { type = "console" })
+        assert.equal("hello", vm:read_console())
+        assert(vm:write(0x3000, "only in RAM"))
+        assert(vm:pause())
+        local result = assert(vm:save { path = dir .. "/a", meta = "its owner's words" })
+        return vm, result
+    end
+
+    it("is saved, goes on, and comes back as a copy, lazily and eagerly", leaks.free(function()
+        local dir = shell.tmpdir()
+        local vm <close>, result = saved(dir)
+        assert.equal(1 << 20, result.ram_bytes)
+        assert.matches("^%x+$", result.id)
+        assert(vm:resume())
+        for _, eager in ipairs { false, true } do
+            local copy <close> = assert(target.vm {})
+            assert(copy:add_device { type = "serial" })
+            assert.equal(result.id, assert(copy:load { path = dir .. "/a", eager = eager }).id)
+            assert(copy:start())
+            assert.equal("only in RAM", copy:read(0x3000, 11))
+            assert(copy:write(0x3000, "of the copy"))
+            assert.equal("only in RAM", vm:read(0x3000, 11))
+            assert(copy:pause())
+            assert.equal(vm:regs(0, { "rip" }).rip, copy:regs(0, { "rip" }).rip)
+        end
+        shell.remove(dir)
+    end))
+
+    it("says what a snapshot is", function()
+        local dir = shell.tmpdir()
+        do
+            local vm <close> = saved(dir)
+            assert.equal(1, vm:stats().vcpus and #vm:stats().vcpus)
+        end
+        local info = assert(core.snapshot(dir .. "/a", true))
+        assert.equal("its owner's words", info.meta)
+        assert.equal(1, info.cpus)
+        assert.equal(1 << 20, info.ram_bytes)
+        refused("this is no snapshot", core.snapshot "/etc/passwd")
+        refused("No such file", core.snapshot "/nonexistent/x")
+        shell.remove(dir)
+    end)
+
+    it("refuses to save over anything, and leaves nothing half-made", function()
+        local dir = shell.tmpdir()
+        local vm <close> = saved(dir)
+        refused("snapshot%.save: .*/a: it is not an empty file", vm:save { path = dir .. "/a" })
+        refused("snapshot%.save: /nonexistent/x: [Nn]o such file", vm:save { path = "/nonexistent/x" })
+        assert(vm:resume())
+        misuse("not while the VM is running", vm.save, vm, { path = dir .. "/b" })
+        assert.is_nil(io.open(dir .. "/b"))
+        shell.remove(dir)
+    end)
+
+    it("refuses to be loaded with what does not fit, and then never runs", function()
+        local dir = shell.tmpdir()
+        do
+            local _ <close> = saved(dir)
+        end
+        local bare <close> = assert(target.vm {})
+        refused("4 devices, this machine 3", bare:load { path = dir .. "/a" })
+        refused("has stopped", bare:start())
+        local other <close> = assert(target.vm { cpus = 2 })
+        assert(other:add_device { type = "serial" })
+        refused("it has 1 vCPUs, this machine 2", other:load { path = dir .. "/a" })
+        local full <close> = assert(target.vm { memory = "1M" })
+        refused("memory of its own", full:load { path = dir .. "/a" })
+        local none <close> = assert(target.vm {})
+        refused("this is no snapshot", none:load { path = "/etc/passwd" })
+        shell.remove(dir)
+    end)
+end
+
 --- Describe the contract for one target.
 ---@param target table one of M.targets
 ---@param env table the spec's own environment
@@ -467,6 +546,7 @@ function M.describe(target, env)
         guards_memory(target)
         refuses_misuse(target)
         gives_back(target)
+        saves_and_loads(target)
     end)
 end
 
