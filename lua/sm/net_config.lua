@@ -40,29 +40,50 @@ local function number_in(text, low, high)
     return n and n >= low and n <= high and n or nil
 end
 
+local function is_ipv4(text)
+    local parts = { text:match("^(%d+)%.(%d+)%.(%d+)%.(%d+)$") }
+    for _, part in ipairs(parts) do
+        if not number_in(part, 0, 255) or (#part > 1 and part:sub(1, 1) == "0") then
+            return false
+        end
+    end
+    return #parts == 4
+end
+
+-- Groups of one half of an IPv6 address, or nil. An IPv4 tail counts two.
+local function groups_of(half, tail_allowed)
+    local count = 0
+    if half == "" then
+        return 0
+    end
+    for part, colon in (half .. ":"):gmatch("([^:]*)(:)") do
+        count = count + 1
+        if part:find(".", 1, true) and tail_allowed and colon and half:sub(-#part) == part and is_ipv4(part) then
+            count = count + 1
+        elseif not part:match("^%x%x?%x?%x?$") then
+            return nil
+        end
+    end
+    return count
+end
+
 --- Whether it is an IPv4 or IPv6 address: 4, 6 or nil.
+---@param text any
+---@return integer?
 function M.family(text)
     if type(text) ~= "string" then
         return nil
-    end
-    local uv = require "luv"
-    -- uv.inet_pton is missing in 1.44: a socket address does the same check.
-    local a, b, c, d = text:match("^(%d+)%.(%d+)%.(%d+)%.(%d+)$")
-    if a then
-        for _, part in ipairs { a, b, c, d } do
-            if not number_in(part, 0, 255) or (#part > 1 and part:sub(1, 1) == "0") then
-                return nil
-            end
-        end
+    elseif is_ipv4(text) then
         return 4
-    end
-    if not text:find(":", 1, true) or text:find("[^%x:.]") then
+    elseif not text:find(":", 1, true) then
         return nil
     end
-    local udp = uv.new_udp()
-    local ok = pcall(udp.try_send, udp, "", text, 9)
-    udp:close()
-    return ok and 6 or nil
+    local left, right = text:match("^(.-)::(.*)$")
+    if left then
+        local a, b = groups_of(left, false), groups_of(right, true)
+        return a and b and a + b <= 7 and 6 or nil
+    end
+    return groups_of(text, true) == 8 and 6 or nil
 end
 
 local function check_prefix(what, text, family)
@@ -235,7 +256,7 @@ local function parse_publish(text)
     end
     local out = {
         udp = proto == "udp", addr = addr or "127.0.0.1",
-        host = host == "" and 0 or number_in(host, 1, 65535), guest = number_in(guest, 1, 65535),
+        host = host == "" and 0 or number_in(host, 0, 65535), guest = number_in(guest, 1, 65535),
     }
     if not out.host or not out.guest or not M.family(out.addr) then
         return nil, bad

@@ -1,0 +1,252 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- The network of a guest: the user-mode backend from inside and outside, what
+-- the policy lets out, published ports, a switch. The servers are this
+-- process's own, on the loopback of the machine the VM runs on.
+
+local net = require "support.net"
+local sm = require "sm"
+local sha256 = require("sm.image_core").sha256
+local spec = require "support.vm"
+
+local image = spec.image "one"
+local loop = sm.loop
+local WAIT = 240
+
+local function start(cfg)
+    cfg.memory = cfg.memory or "192M"
+    return assert(sm.start(image, cfg))
+end
+
+-- A shell command in the guest: its output, status and errors.
+local function sh(vm, script)
+    local r = assert(vm:exec { argv = { "sh", "-c", script }, timeout = WAIT })
+    return r.stdout, r.status, r.stderr
+end
+
+describe("the network of a guest", function()
+    local vm, events, capture, dns
+    local ports = {}
+    local received = {}
+
+    setup(function()
+        capture = os.tmpname()
+        events = {}
+        dns = net.dns { ["pub.test"] = "93.184.216.34", ["inside.test"] = "10.1.2.3", ["gone.test"] = "0.0.0.0" }
+        -- Says how much it got, and its hash, once the client has said all.
+        ports.sink = net.tcp("127.0.0.1", function(client)
+            net.collect(client, function(data)
+                received[#received + 1] = #data
+                net.reply(client, ("%d %s\n"):format(#data, sha256(data)))
+            end)
+        end)
+        local text = ("all work and no play makes a dull packet\n"):rep(1 << 20):sub(1, 16 << 20)
+        received.text = text
+        ports.source = net.tcp("127.0.0.1", function(client)
+            net.reply(client, text)
+        end)
+        ports.hello = net.tcp("127.0.0.1", function(client)
+            net.reply(client, "hello\n")
+        end)
+        ports.six = net.tcp("::1", function(client)
+            net.reply(client, "hello six\n")
+        end)
+        ports.udp = net.udp("127.0.0.1", function(data)
+            return "echo " .. data
+        end)
+        ports.secret = net.tcp("127.0.0.1", function(client)
+            received.secret = true
+            client:close()
+        end)
+        ports.closed = net.tcp("127.0.0.1", function() end)
+        net.close_last()
+        vm = start {
+            net = {
+                type = "user", pcap = capture, dns = { dns },
+                allow = {
+                    "host:" .. ports.sink, "host:" .. ports.source, "host:" .. ports.hello,
+                    "host:" .. ports.six, "host:" .. ports.udp, "host:" .. ports.closed,
+                },
+            },
+            publish = { "8080" },
+            add_host = { "myself.test:10.0.2.2" },
+            on_net = function(e)
+                events[#events + 1] = e
+            end,
+        }
+    end)
+
+    teardown(function()
+        if vm then
+            vm:close()
+        end
+        net.close()
+        os.remove(capture)
+        assert.same({}, spec.settled_leftovers())
+    end)
+
+    local function event_of(kind, what)
+        for _, e in ipairs(events) do
+            if e.type == kind and (e.addr == what or e.name == what) then
+                return e
+            end
+        end
+    end
+
+    it("has its addresses, a route and a resolver without asking for them", function()
+        local out = sh(vm, "ip -4 addr show eth0; ip route; cat /etc/resolv.conf; cat /sys/class/net/eth0/mtu")
+        assert.matches("inet 10%.0%.2%.15/24", out)
+        assert.matches("default via 10%.0%.2%.2", out)
+        assert.matches("nameserver 10%.0%.2%.3", out)
+        assert.matches("65520", out)
+    end)
+
+    it("reaches a server by address, by a name of /etc/hosts, and over IPv6", function()
+        assert.equal("hello\n", (sh(vm, "nc 10.0.2.2 " .. ports.hello .. " </dev/null")))
+        assert.equal("hello\n", (sh(vm, "nc myself.test " .. ports.hello .. " </dev/null")))
+        assert.equal("hello six\n", (sh(vm, "nc fd00:736d::2 " .. ports.six .. " </dev/null")))
+    end)
+
+    it("talks UDP", function()
+        assert.equal("echo ping\n", (sh(vm, "(echo ping; sleep 5) | nc -u -w 10 10.0.2.2 " .. ports.udp
+            .. " | head -n 1")))
+    end)
+
+    it("resolves names, and keeps back a name that points inside", function()
+        assert.matches("93%.184%.216%.34", (sh(vm, "nslookup -type=a pub.test")))
+        local out = sh(vm, "nslookup -type=a inside.test 2>&1")
+        assert.is_nil(out:find("10.1.2.3", 1, true))
+        assert.is_nil((sh(vm, "nslookup -type=a gone.test 2>&1")):find("Address: 0.0.0.0", 1, true))
+        assert.matches("NXDOMAIN", (sh(vm, "nslookup -type=a nowhere.test 2>&1")))
+        assert.equal("10.1.2.3", event_of("rebinding", "inside.test").addr)
+    end)
+
+    it("pings its gateway", function()
+        local _, status = sh(vm, "ping -c 2 -W 60 10.0.2.2")
+        assert.equal(0, status)
+    end)
+
+    it("moves 64 MiB out, half closes, and hears the answer", function()
+        local out = sh(vm, "yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 67108864 >/tmp/x; "
+            .. "sha256sum </tmp/x; nc 10.0.2.2 " .. ports.sink .. " </tmp/x")
+        local want, size, got = out:match "^(%x+)  %-\n(%d+) %w*:?(%x+)\n$"
+        assert.equal("67108864", size)
+        assert.equal(want, got)
+    end)
+
+    it("moves data in, also to a slow reader", function()
+        local want = sha256(received.text):match "%x+$"
+        assert.matches(want, (sh(vm, "nc 10.0.2.2 " .. ports.source .. " </dev/null | sha256sum")))
+        assert.matches(want, (sh(vm, "nc 10.0.2.2 " .. ports.source .. " </dev/null | (sleep 3; sha256sum)")))
+    end)
+
+    it("bears many connections at once", function()
+        local out = sh(vm, ("for i in $(seq 40); do nc 10.0.2.2 %d </dev/null >/tmp/o.$i & done; wait; "
+            .. "cat /tmp/o.* | sort | uniq -c"):format(ports.hello))
+        assert.matches("^%s*40 hello\n$", out)
+    end)
+
+    it("sees a refused connection as one, promptly", function()
+        local _, status, err = sh(vm, "nc 10.0.2.2 " .. ports.closed .. " </dev/null")
+        assert.not_equal(0, status)
+        assert.matches("refused", err)
+    end)
+
+    it("lets nothing out that the default policy forbids, and says so", function()
+        local targets = {
+            "10.0.2.2 " .. ports.secret, "127.0.0.2 80", "10.1.2.3 80", "172.16.0.1 443", "192.168.1.1 22",
+            "169.254.169.254 80", "169.254.1.1 80", "100.64.0.1 80", "0.0.0.1 80", "10.0.2.77 80",
+            "fd00:ec2::254 80", "fe80::1%eth0 80", "fd12::1 80", "64:ff9b::a01:203 80", "2002:a01:203::1 80",
+        }
+        local script = {}
+        for i, target in ipairs(targets) do
+            script[i] = ("nc -w 20 %s </dev/null >/dev/null 2>&1 && echo open %s"):format(target, target)
+        end
+        -- 127/8 must be forced out of the guest's own loopback.
+        local out = sh(vm, "ip route del local 127.0.0.0/8 dev lo table local 2>/dev/null; "
+            .. table.concat(script, "; ") .. "; echo x | nc -u -w 1 10.1.2.3 53; ping -c 1 -W 2 10.1.2.3; true")
+        assert.is_nil(out:find("open", 1, true))
+        assert.is_nil(received.secret)
+        assert.equal("metadata service", event_of("blocked", "169.254.169.254").why)
+        assert.equal("private address", event_of("blocked", "10.1.2.3").why)
+        local allowed = { ["10.0.2.2"] = true, ["10.0.2.15"] = true }
+        local seen = 0
+        for _, e in ipairs(net.capture(capture)) do
+            if e.dst then
+                seen = seen + 1
+                assert.is_true(allowed[e.dst] or false, "left the guest for " .. e.dst)
+            end
+        end
+        assert.is_true(seen > 1000)
+    end)
+
+    it("counts frames, flows and drops with their reason", function()
+        local card = assert(vm:net_stats())[1]
+        assert.is_true(card.out_bytes > 64 << 20)
+        assert.is_true(card.drops["private address"] > 0)
+        assert.equal("user", card.type)
+        local found
+        for _, flow in ipairs(card.flows) do
+            found = found or flow.proto == "tcp" and flow.addr == "10.1.2.3" and flow.verdict == "refused"
+        end
+        assert.is_true(found)
+    end)
+
+    it("serves a published port, and a client that came too early waits", function()
+        local port = vm.ports[1].port
+        assert.equal(8080, vm.ports[1].guest)
+        local early
+        local task = loop.spawn(function()
+            early = net.ask("127.0.0.1", port, "GET /index.html HTTP/1.0\r\n\r\n", WAIT)
+        end)
+        sh(vm, "sleep 2; mkdir -p /www; echo it works >/www/index.html; httpd -p 8080 -h /www")
+        task:join(WAIT)
+        assert.matches("it works", early)
+        for _ = 1, 10 do
+            assert.matches("it works", (assert(net.ask("127.0.0.1", port, "GET /index.html HTTP/1.0\r\n\r\n", WAIT))))
+        end
+    end)
+end)
+
+describe("networks of a script", function()
+    teardown(function()
+        net.close()
+        assert.same({}, spec.settled_leftovers())
+    end)
+
+    it("are decided by its function, and join VMs by a switch", function()
+        local good = net.tcp("127.0.0.1", function(client)
+            net.reply(client, "good\n")
+        end)
+        local bad = net.tcp("127.0.0.1", function(client)
+            net.reply(client, "bad\n")
+        end)
+        local flows = {}
+        local switch <close> = sm.net.switch()
+        local a <close> = start { name = "alpha", net = switch }
+        local b <close> = start {
+            name = "beta",
+            net = {
+                { type = "user", on_flow = function(flow)
+                    flows[#flows + 1] = ("%s %s %d"):format(flow.proto, flow.addr, flow.port)
+                    return flow.port == good and "allow" or "deny"
+                end },
+                switch,
+            },
+            on_net = function() end,
+        }
+        assert.equal("good\n", (sh(b, "nc 10.0.2.2 " .. good .. " </dev/null")))
+        local out, status = sh(b, "nc 10.0.2.2 " .. bad .. " </dev/null")
+        assert.equal("", out)
+        assert.not_equal(0, status)
+        assert.same({ "tcp 10.0.2.2 " .. good, "tcp 10.0.2.2 " .. bad }, flows)
+
+        sh(a, "mkdir -p /www; seq 1 200000 >/www/numbers; httpd -p 80 -h /www")
+        local want = sh(a, "sha256sum </www/numbers")
+        assert.equal(want, (sh(b, "wget -q -O - http://alpha/numbers | sha256sum")))
+        -- The other way by name too: alpha was there before beta.
+        assert.equal(0, select(2, sh(a, "ping -c 1 -W 60 beta")))
+        -- The switch leads nowhere else.
+        assert.not_equal(0, select(2, sh(a, "nc -w 10 10.0.2.2 " .. good .. " </dev/null")))
+    end)
+end)
