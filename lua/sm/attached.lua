@@ -457,6 +457,17 @@ function VM:kill(signal)
     return self.conn:call("kill", { signal = signal and wire.signal_number(signal) })
 end
 
+--- Keep what the VM has changed as a new layer on its image, in the store; as
+--- `commit` of a VM of one's own. Yields.
+---@async
+---@param name string?
+---@param opts { message: string?, author: string?, created_by: string?, config: table? }?
+---@return table?
+---@return string? err
+function VM:commit(name, opts)
+    return self.conn:call("commit", { name = name, opts = opts or {} })
+end
+
 --- Counters of the machine. Yields.
 ---@async
 ---@return table?

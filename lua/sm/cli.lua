@@ -24,6 +24,7 @@ local COMMANDS = {
     { "kill", "end VMs at once, or send a signal" },
     { "wait", "wait for the end of VMs, print their exit codes" },
     { "rm", "remove VMs that have exited" },
+    { "commit", "keep what a running VM has changed as an image" },
     { "cp", "copy files and folders into or out of a VM" },
     { "stats", "what VMs use" },
     { "top", "the processes in a VM" },

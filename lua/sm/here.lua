@@ -101,7 +101,7 @@ local function run_archive(opts, text)
         path = function(layer)
             return source:path(layer)
         end,
-    }, found.tags[1] or "archive:" .. (file == "-" and "-" or absolute(file)))
+    }, file == "-" and "-" or ("docker-archive:%s%s"):format(absolute(file), name and ":" .. name or ""))
 end
 
 --- An image out of an archive: "FILE" or "FILE:NAME", "-" for standard input;

@@ -252,6 +252,19 @@ function verbs.stats(self)
     return self.vm:stats()
 end
 
+local COMMIT_KEYS = { message = "string", author = "string", created_by = "string", config = "table" }
+
+function verbs.commit(self, _, args)
+    local opts = {}
+    for key in pairs(type(args.opts) == "table" and args.opts or {}) do
+        if not COMMIT_KEYS[key] then
+            error(("commit: unknown option '%s'"):format(tostring(key)), 0)
+        end
+        opts[key] = need(args.opts, key, COMMIT_KEYS[key])
+    end
+    return self.vm:commit(args.name and need(args, "name", "string") or nil, opts)
+end
+
 function verbs.inspect(self)
     return self.meta
 end

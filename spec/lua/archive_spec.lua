@@ -65,7 +65,9 @@ describe("images in files:", function()
             shared .. "/docker.tar.gz", shared .. "/docker.tar.zst",
             shared .. "/docker.tar:team/multi:v1", shared .. "/docker.tar:v1" } do
             local img <close> = assert(get(text))
-            assert.equal("docker.io/team/multi:v1", img.reference)
+            assert.truthy(img.reference:find("^docker%-archive:/"), img.reference)
+            local again <close> = assert(get(img.reference))
+            assert.equal(img.digest, again.digest)
             assert.equal(meta, meta_of(img), text)
             assert.same({ "/bin/sh" }, img.config.config.Cmd)
         end
@@ -125,7 +127,7 @@ describe("images in files:", function()
         assert.equal(multi[1].digest, loaded[1].digest)
         refuses("holds 2 images; name one; there is docker.io/team/multi:v1", get(dir .. "/both.tar"))
         local img <close> = assert(get(dir .. "/both.tar:one:v2"))
-        assert.equal("docker.io/library/one:v2", img.reference)
+        assert.equal("docker-archive:" .. dir .. "/both.tar:one:v2", img.reference)
     end)
 
     it("a folder as a root, entry by entry", function()

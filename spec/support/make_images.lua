@@ -8,7 +8,8 @@
 --   wide         `multi` with 24 MiB of noise in one file and 1 MiB in 256
 --   config       `one` with Entrypoint, Cmd, Env, User and WorkingDir set
 --
--- Beside them, DIR/<tag>.sums: what `sha256sum` says of every file of `multi`
+-- Beside them, DIR/one.tar: `one` as `docker save` has it, named one:v1; and
+-- DIR/<tag>.sums: what `sha256sum` says of every file of `multi`
 -- and `wide` as umoci unpacks them.
 
 local images = require "support.images"
@@ -37,6 +38,7 @@ umoci config --image %s:static --config.entrypoint /hello
 umoci config --image %s:one --tag config --config.entrypoint /bin/echo --config.entrypoint entry \
     --config.cmd default --config.env FROM=image --config.user web --config.workingdir /made/here
 ]]):format(q(work), q(dir), q(dir), q(dir), q(dir)))
+images.copy("oci:" .. dir .. ":one", "docker-archive:" .. dir .. "/one.tar:one:v1")
 shell.run(([[
 set -e
 cd %s

@@ -311,8 +311,9 @@ function M.run(o, rest)
     if not ok then
         return nil, "run: " .. err
     end
-    if o.detach and (o.timeout or o.restart) then
-        return nil, ("run: -d does not go with --%s"):format(o.timeout and "timeout" or "restart")
+    if o.detach and (o.timeout or o.restart or o.commit) then
+        return nil, ("run: -d does not go with --%s%s"):format(o.timeout and "timeout" or o.restart and "restart"
+            or "commit", o.commit and "; use `sm commit` while it runs" or "")
     end
     if o.tty and not o.detach and not terminal.is_tty(0) then
         return nil, "run: -t wants a terminal, and standard input is none"
