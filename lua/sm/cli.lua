@@ -140,6 +140,9 @@ end
 function M.main(argv)
     local first = argv[1]
     if not first then
+        if require("luv").guess_handle(0) == "tty" then
+            return require("sm.repl").run()
+        end
         io.write(help())
         return 0
     elseif first == "--help" or first == "-h" or first == "help" then

@@ -773,4 +773,8 @@ function M.vm(cfg)
     return nil, why, errno
 end
 
+
+--- The methods of the proxy by name, for `help`.
+M.methods = Worker
+
 return M
