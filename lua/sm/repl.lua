@@ -19,6 +19,7 @@ local uv = require "luv"
 local M = {}
 
 local HISTORY_MAX = 1000
+local INTERRUPTED = "interrupted"
 local HOOK_COUNT = 200000 -- instructions of Lua between two looks at the keys
 
 local function state_dir()
@@ -111,10 +112,10 @@ function M.complete(env, text)
     end
     local list = {}
     for name, value in pairs(names) do
-        local callable = type(value) == "function" or separator == ":" and value
+        local callable = type(value) == "function"
         if name:sub(1, #word) == word and name:find "^[%a_][%w_]*$" and name:sub(1, 2) ~= "__"
             and (separator ~= ":" or callable) then
-            list[#list + 1] = name .. (type(value) == "function" and "(" or "")
+            list[#list + 1] = name .. (callable and "(" or "")
         end
     end
     table.sort(list)
@@ -219,7 +220,7 @@ local function watch_keys(self)
             local at = bytes:find("\3", 1, true)
             if at then
                 self.typed = bytes:sub(at + 1)
-                error("interrupted", 0)
+                error(INTERRUPTED, 0)
             end
             self.typed = self.typed .. bytes
         end
@@ -244,7 +245,7 @@ local function results(self, ok, ...)
 end
 
 local function own_traceback(err)
-    if type(err) ~= "string" then
+    if type(err) ~= "string" or err == INTERRUPTED then
         return err
     end
     local lines = {}
@@ -267,8 +268,10 @@ local function evaluate(self, chunk)
         results(self, xpcall(chunk, own_traceback))
         debug.sethook()
         self.task = nil
-        self:prompt()
-        self:feed ""
+        if not self.over then
+            self:prompt()
+            self:feed ""
+        end
     end)
 end
 
@@ -430,6 +433,10 @@ local function close_terminal(self)
     end
     if self.keys_fd then
         uv.fs_close(self.keys_fd)
+    end
+    -- luv 1.44 crashes when the Lua state ends with a handle half closed.
+    for _ = 1, 3 do
+        uv.run "nowait"
     end
 end
 
