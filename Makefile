@@ -16,6 +16,11 @@ ARCH    ?= $(shell uname -m)
 CC      ?= gcc
 B       := build$(if $(SAN),/$(SAN))
 PREFIX  ?= /usr/local
+# Where stock Lua 5.4 looks; the modules find the other two from there.
+BINDIR     ?= $(PREFIX)/bin
+LUADIR     ?= $(PREFIX)/share/lua/5.4
+CMODDIR    ?= $(PREFIX)/lib/lua/5.4
+LIBEXECDIR ?= $(PREFIX)/libexec/sm
 
 SANFLAGS_asan  := -fsanitize=address -fno-omit-frame-pointer
 SANFLAGS_ubsan := -fsanitize=undefined -fno-sanitize-recover=all
@@ -140,6 +145,19 @@ soak:
 	scripts/soak
 bench:
 	scripts/bench
+
+# make install PREFIX=/usr/local DESTDIR=
+install: all
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(CMODDIR)/sm $(DESTDIR)$(LIBEXECDIR)
+	install -m 755 sm $(DESTDIR)$(BINDIR)/sm
+	install -m 644 build/sm/core.so build/sm/image_core.so $(DESTDIR)$(CMODDIR)/sm/
+	install -m 755 build/sm-worker build/sm-net build/guest/init $(DESTDIR)$(LIBEXECDIR)/
+	cd lua && find . -name '*.lua' -exec install -D -m 644 {} $(DESTDIR)$(LUADIR)/{} ';'
+
+# A host program that embeds Lua and, in it, this: see spec/host/host.c.
+$(B)/host: spec/host/host.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LUA_CFLAGS) -o $@ $< $(LUA_LIBS)
 
 clean:
 	rm -rf build sm

@@ -9,18 +9,17 @@
  * default signals, an empty mask and the descriptors it is given; all others of
  * ours are close-on-exec.
  *
- * Threads: any. Between clone and exec the child shares our memory and we stand
- * still, as with vfork; it calls only what is safe there.
+ * Threads: any. Between clone and exec the child is a copy with one thread, and
+ * calls only what is safe in one. Guest memory is not copied (MADV_DONTFORK).
  */
 #include "lua_core.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
+#include <sched.h> /* CLONE_PIDFD */
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -31,7 +30,6 @@
 
 #define FDS_MAX 16
 #define ARGS_MAX 4096
-#define STACK_BYTES (256u << 10) /* execvp's path buffer, and a sanitizer's needs */
 #define FIRST_SPARE_FD 64        /* above every target */
 
 struct spawn {
@@ -40,7 +38,6 @@ struct spawn {
     int fds[FDS_MAX]; /* for descriptor i; -1: /dev/null below 3, else closed */
     int count;
     bool detached;
-    int err; /* from the child */
 };
 
 static void default_signals(void)
@@ -76,46 +73,68 @@ static int place_fds(struct spawn *s)
     return 0;
 }
 
-static int child_main(void *arg)
+_Noreturn static void child_main(struct spawn *s, int report)
 {
-    struct spawn *s = arg;
     sigset_t none;
+    int err;
 
     default_signals();
-    s->err = place_fds(s);
-    if (!s->err && s->detached && setsid() < 0) {
-        s->err = errno;
+    err = place_fds(s);
+    if (!err && s->detached && setsid() < 0) {
+        err = errno;
     }
-    if (!s->err) {
+    if (!err) {
         sigemptyset(&none);
         pthread_sigmask(SIG_SETMASK, &none, NULL);
         execvp(s->path, s->argv);
-        s->err = errno;
+        err = errno;
+    }
+    if (write(report, &err, sizeof(err)) < 0) {
+        _exit(126);
     }
     _exit(127);
+}
+
+/* What the child could not do, 0 once it has become the program. */
+static int read_report(int fd)
+{
+    int err = 0;
+    ssize_t n;
+    do {
+        n = read(fd, &err, sizeof(err));
+    } while (n < 0 && errno == EINTR);
+    return n == (ssize_t)sizeof(err) ? err : 0;
 }
 
 /* pid and pidfd, or -errno */
 static int spawn(struct spawn *s, int *pidfd)
 {
     sigset_t all, before;
-    void *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stack == MAP_FAILED) {
+    int report[2], err;
+
+    if (pipe2(report, O_CLOEXEC) < 0) {
         return -errno;
     }
+    /* No handler of the host's may run in the child. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int pid = clone(child_main, (char *)stack + STACK_BYTES,
-                    CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, s, pidfd);
-    int err = pid < 0 ? errno : s->err;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    munmap(stack, STACK_BYTES);
-    if (pid >= 0 && err) {
-        siginfo_t info;
-        waitid(P_PIDFD, (id_t)*pidfd, &info, WEXITED | __WALL);
-        close(*pidfd);
+    /* Not fork(): a pidfd at once, and none of the host's atfork handlers. */
+    int pid = (int)syscall(SYS_clone, (unsigned long)(CLONE_PIDFD | SIGCHLD), NULL, pidfd, 0, 0);
+    if (pid == 0) {
+        child_main(s, report[1]);
     }
+    err = pid < 0 ? errno : 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    close(report[1]);
+    if (!err) {
+        err = read_report(report[0]);
+        if (err) {
+            siginfo_t info;
+            waitid(P_PIDFD, (id_t)*pidfd, &info, WEXITED | __WALL);
+            close(*pidfd);
+        }
+    }
+    close(report[0]);
     return err ? -err : pid;
 }
 

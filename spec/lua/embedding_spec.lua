@@ -1,0 +1,73 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- Inside other programs: several Lua states in several threads, a loop that is
+-- not ours, and nothing taken from the host. With the fake backend; spec/kvm has
+-- the same with guests.
+
+local shell = require "support.shell"
+
+local root = shell.run "pwd":gsub("\n", "")
+
+local function host(san, threads, rounds)
+    local build = "build" .. (san and "/" .. san or "")
+    local flags = san and "SAN=" .. san or ""
+    shell.run(("make -s -j2 %s %s/fake/sm/core.so %s/fake/sm-worker %s/host"):format(flags, build, build, build))
+    -- The interpreter, luv and libuv are the system's: what they leave behind at
+    -- the end of a thread is theirs.
+    return shell.run(("ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=report_signal_unsafe=0:suppressions=%s/spec/host/tsan.supp LUA_PATH='%s/lua/?.lua;;' "
+        .. "LUA_CPATH='%s/%s/fake/?.so;;' timeout 300 %s/host %d spec/host/machines.lua %d 2>&1")
+        :format(root, root, root, build, build, threads, rounds))
+end
+
+describe("embedded", function()
+    it("takes no signal, handler, mask, global, output or exit from the host", function()
+        assert.equal("ok\n", host(nil, 1, 3))
+    end)
+
+    it("serves three Lua states in three threads, four VMs each", function()
+        assert.equal("ok\n", host(nil, 3, 5))
+    end)
+
+    it("does so under ASan", function()
+        assert.equal("ok\n", host("asan", 3, 2))
+    end)
+
+    it("does so under TSan", function()
+        assert.equal("ok\n", host("tsan", 3, 2))
+    end)
+end)
+
+describe("make install", function()
+    it("puts the modules where stock Lua finds them, and they find the rest", function()
+        local dir = shell.tmpdir()
+        shell.run(("make -s install DESTDIR=%s PREFIX=/usr/local >/dev/null"):format(dir))
+        local prefix = dir .. "/usr/local"
+        -- From another folder, with stock lua5.4's own kind of path.
+        local lua = ("cd / && env -u LUA_PATH -u LUA_CPATH LUA_PATH='%s/share/lua/5.4/?.lua;;' LUA_CPATH='%s/lib/lua/5.4/?.so;;' lua5.4 -e ")
+            :format(prefix, prefix)
+        assert.equal("true\n", shell.run(lua .. shell.quote [[
+            local sm = require "sm"
+            require "sm.image_core"
+            local w <close> = assert(require("sm.worker").spawn {})
+            assert(w:call("vm.create", { cpus = 1 }) or true)
+            print(sm.version ~= nil)
+        ]]))
+        assert.matches("^sm %d", shell.run("cd / && env -u LUA_PATH -u LUA_CPATH " .. prefix .. "/bin/sm version"))
+        for _, name in ipairs { "sm-worker", "sm-net", "init" } do
+            shell.run("test -x " .. prefix .. "/libexec/sm/" .. name)
+        end
+        -- A stranger's tree: nothing of this one is needed.
+        assert.equal("", shell.run(("grep -rlF %s %s --include=*.lua || true"):format(shell.quote(root), dir)))
+        shell.remove(dir)
+    end)
+
+    it("is described by a rockspec", function()
+        local env = {}
+        assert(loadfile("sm-scm-1.rockspec", "t", env))()
+        assert.equal("sm", env.package)
+        assert.equal("make", env.build.type)
+        for key in pairs(env.build.install_variables) do
+            assert.is_truthy(shell.read("Makefile"):find("$(" .. key .. ")", 1, true), key)
+        end
+    end)
+end)
