@@ -51,7 +51,7 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 .PHONY: all clean demo test soak bench kernel fuzz install check-format
 all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/sm-net $(B)/guest/init
 
--include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
+-include $(shell find $(B)/obj $(B)/unit $(B)/kvmtest build/fuzz -name '*.d' 2>/dev/null)
 
 $(B)/obj/core/lua_%.o $(B)/obj/core/main.o $(B)/obj/core/image/%.o: ALL_CFLAGS += $(LUA_CFLAGS)
 $(B)/obj/%.o: %.c
@@ -128,7 +128,7 @@ fuzz: $(fuzz_bins)
 build/fuzz/obj/%.o: %.c
 	@mkdir -p $(@D)
 	clang -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -fPIC -pthread -Icore -O1 -g \
-	    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -MMD -c -o $@ $<
+	    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -MMD -MP -c -o $@ $<
 build/fuzz/libsm.a: $(patsubst %.c,build/fuzz/obj/%.o,$(fuzz_lib))
 	rm -f $@ && ar rcs $@ $^
 build/fuzz/%: spec/fuzz/%_fuzz.c build/fuzz/libsm.a
