@@ -148,17 +148,10 @@ local function same_origin(a, b)
     return a.scheme == b.scheme and a.host == b.host and a.port == b.port
 end
 
--- Where a redirect leads, or nil and why we do not go there.
-local function redirect_target(self, from, response)
-    local location = fetch.header(response, "location")
-    if not location then
-        return nil, "a redirect without a Location"
-    end
-    local to, why = url.resolve(from, location)
-    if not to then
-        return nil, "a redirect to nowhere: " .. why
-    end
-    local where = ("a redirect to %s://%s"):format(to.scheme, url.authority(to))
+-- Whether we go where a registry sends us: never away from https, never into
+-- our own machine or network unless the registry is there, too. nil and why not.
+local function may_go(self, from, to, what)
+    local where = ("%s to %s://%s"):format(what, to.scheme, url.authority(to))
     if from.scheme == "https" and to.scheme ~= "https" then
         return nil, where .. ", away from https, was refused"
     end
@@ -169,6 +162,19 @@ local function redirect_target(self, from, response)
         return nil, ("%s, a %s address, was refused"):format(where, kind)
     end
     return to
+end
+
+-- Where a redirect leads, or nil and why we do not go there.
+local function redirect_target(self, from, response)
+    local location = fetch.header(response, "location")
+    if not location then
+        return nil, "a redirect without a Location"
+    end
+    local to, why = url.resolve(from, location)
+    if not to then
+        return nil, "a redirect to nowhere: " .. why
+    end
+    return may_go(self, from, to, "a redirect")
 end
 
 local refused = { transient = false } -- the failure of what we do not do
@@ -317,13 +323,14 @@ local function send(self, target, request, watching)
         return nil, why
     end
     for _ = 1, 3 do
-        local to = target(self.origin)
+        local to = target(self.origin) -- an upload may lead to another place
+        local ours = same_origin(to, self.origin)
         local response, home_or_why, failure = persist(self, to, request,
-            same_origin(to, self.origin) and authorization or nil, watching)
+            ours and authorization or nil, watching)
         if not response then
             return nil, home_or_why, failure
         end
-        if response.status ~= 401 or not home_or_why then
+        if response.status ~= 401 or not home_or_why or not ours then
             return response
         end
         authorization, why = self.auth:answer(response.headers, scope, path, authorization)
@@ -606,8 +613,8 @@ local function next_location(self, response, from)
     if location then
         target, why = url.resolve(from, location)
     end
-    if target and self.origin.scheme == "https" and target.scheme ~= "https" then
-        target, why = nil, "an upload away from https was refused"
+    if target then
+        target, why = may_go(self, from, target, "an upload")
     end
     if not target then
         return nil, ("%s: %s does not say where the upload goes%s"):format(

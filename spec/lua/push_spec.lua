@@ -150,6 +150,39 @@ describe("images go out:", function()
         end)
         refuses("access denied by " .. server.host .. ": read only", push("team/multi:v1", server.host .. "/x"))
         server.stop()
+        local asked = 0
+        server = tiny.serve(tiny.make(), function(req, res)
+            if req.method == "HEAD" then
+                res:send(404, {}, "")
+            elseif req.path:find("/uploads/") then
+                res:send(202, { Location = "http://169.254.169.254/latest" }, "")
+            end
+            return true
+        end)
+        refuses("a link-local address, was refused", push("team/multi:v1", server.host .. "/x"))
+        server.stop()
+        -- Another host's 401 is no reason to tell who we are.
+        local elsewhere = tiny.serve(tiny.make(), function(_, res)
+            res:send(401, { ["WWW-Authenticate"] = 'Basic realm="x"' }, "")
+            return true
+        end)
+        server = tiny.serve(tiny.make(), function(req, res)
+            if req.method == "HEAD" then
+                res:send(404, {}, "")
+            else
+                res:send(202, { Location = "http://" .. elsewhere.host .. "/up" }, "")
+            end
+            return true
+        end)
+        refuses("access denied", push("team/multi:v1", server.host .. "/x", { credentials = function()
+            asked = asked + 1
+        end }))
+        assert.equal(0, asked)
+        for _, req in ipairs(elsewhere.requests) do
+            assert.is_nil(req.headers.authorization)
+        end
+        server.stop()
+        elsewhere.stop()
     end)
 
     it("saved, and read by skopeo and umoci", function()
