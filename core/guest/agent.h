@@ -11,7 +11,7 @@
  *   end.c      signals, reaping, the orderly end
  *   early.c    first mounts, modules; root.c: root device, overlay, switch
  *   setup.c    hostname, loopback, /etc files, clock, entropy
- *   net.c      network cards
+ *   net.c      network cards; pipe.c: its program joining streams to ports
  *   frame.c request.c users.c   parsers, without state
  *
  * Functions return 0 or -errno. Only the forked child and main exit. In a test
@@ -201,6 +201,8 @@ void sm_root_leave(struct sm_agent *a);
 /* The device node of the disk with that serial. 0, -ENOENT, -ETIMEDOUT. */
 int sm_disk_by_serial(const char *serial, int timeout_ms, char *out, size_t size);
 void sm_setup_system(const struct sm_boot_req *req);
+/* pipe.c: not the agent, but its program. The exit code. */
+int sm_pipe_main(int argc, char **argv);
 /* net.c */
 int sm_setup_net(const struct sm_boot_req *req, const char **what);
 void sm_setup_identity(const struct sm_boot_req *req);

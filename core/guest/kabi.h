@@ -44,6 +44,11 @@ struct kabi_in6_rtmsg {
     int ifindex;
 };
 
+struct kabi_ucred {
+    int pid;
+    uint32_t uid, gid;
+};
+
 #define KABI_RNDADDENTROPY 0x40085203 /* _IOW('R', 3, int[2]) */
 #define KABI_RNDRESEEDCRNG 0x5207     /* _IO('R', 7) */
 

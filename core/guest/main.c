@@ -3,6 +3,7 @@
  * PID 1 of an sm guest.
  *
  *   init                       in a machine: mounts, modules, dial, serve
+ *   init --connect PORT …      an ordinary process of the machine (pipe.c)
  *   init --fd N [--root DIR]   in a test: serve the connected socket N as an
  *                              ordinary process, inside DIR if given
  *
@@ -240,6 +241,8 @@ int main(int argc, char **argv)
 {
     static struct sm_agent agent; /* zeroed, and too large for the stack */
     struct sm_agent *a = &agent;
+    if (getpid() != 1 && argc > 1 && strcmp(argv[1], "--fd"))
+        return sm_pipe_main(argc, argv);
     a->marks[SM_MARK_TSC] = cycle_counter();
     a->marks[SM_MARK_INIT] = sm_now_ns();
     a->epoll = a->streams = a->devnull = a->log = a->old_root = -1;

@@ -32,6 +32,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backends.h"
@@ -223,6 +224,7 @@ int main(int argc, char **argv)
     snprintf(title, sizeof(title), "sm-net %s", argc > 1 ? argv[1] : "vm");
     prctl(PR_SET_NAME, title);
     setsid();
+    umask(077); /* sockets and captures are the user's own */
     signal(SIGPIPE, SIG_IGN);
     fcntl(3, F_SETFD, FD_CLOEXEC);
     close_range(4, ~0u, 0);

@@ -347,6 +347,35 @@ for _, name in ipairs { "exec", "write_file", "read_file" } do
     end
 end
 
+--- A stream to a TCP port of the guest's loopback, through its agent: no port
+--- of the host takes part. Yields.
+---@async
+---@param port integer
+---@param timeout number? seconds
+---@return sm.Stream?
+---@return string? err
+function VM:connect(port, timeout)
+    local agent, err = agent_of(self)
+    if not agent then
+        return nil, err
+    end
+    return require("sm.guest_stream").connect(agent, port, timeout)
+end
+
+--- Listen on a TCP port inside the guest; `l:accept()` gives streams. Yields.
+---@async
+---@param port integer
+---@param timeout number? seconds
+---@return sm.Listener?
+---@return string? err
+function VM:listen(port, timeout)
+    local agent, err = agent_of(self)
+    if not agent then
+        return nil, err
+    end
+    return require("sm.guest_stream").listen(agent, port, timeout)
+end
+
 --- Wait until the VM has ended. Yields.
 ---@async
 ---@param timeout number? seconds

@@ -11,7 +11,9 @@ local spec = require "support.vm"
 
 local image = spec.image "one"
 local loop = sm.loop
-local WAIT = 240
+local WAIT = 400
+-- Of a transfer, each way; scripts/soak asks for more.
+local MIB = tonumber(os.getenv "SM_SPEC_NET_MIB") or 8
 
 local function start(cfg)
     cfg.memory = cfg.memory or "192M"
@@ -25,7 +27,7 @@ local function sh(vm, script)
 end
 
 describe("the network of a guest", function()
-    local vm, events, capture, dns
+    local vm, events, capture, dns, early, client
     local ports = {}
     local received = {}
 
@@ -34,16 +36,15 @@ describe("the network of a guest", function()
         events = {}
         dns = net.dns { ["pub.test"] = "93.184.216.34", ["inside.test"] = "10.1.2.3", ["gone.test"] = "0.0.0.0" }
         -- Says how much it got, and its hash, once the client has said all.
-        ports.sink = net.tcp("127.0.0.1", function(client)
-            net.collect(client, function(data)
-                received[#received + 1] = #data
-                net.reply(client, ("%d %s\n"):format(#data, sha256(data)))
+        ports.sink = net.tcp("127.0.0.1", function(peer)
+            net.collect(peer, function(data)
+                net.reply(peer, ("%d %s\n"):format(#data, sha256(data)))
             end)
         end)
-        local text = ("all work and no play makes a dull packet\n"):rep(1 << 20):sub(1, 16 << 20)
+        local text = ("all work and no play makes a dull packet\n"):rep(1 << 15):sub(1, 1 << 20):rep(MIB)
         received.text = text
-        ports.source = net.tcp("127.0.0.1", function(client)
-            net.reply(client, text)
+        ports.source = net.tcp("127.0.0.1", function(peer)
+            net.reply(peer, text)
         end)
         ports.hello = net.tcp("127.0.0.1", function(client)
             net.reply(client, "hello\n")
@@ -51,15 +52,23 @@ describe("the network of a guest", function()
         ports.six = net.tcp("::1", function(client)
             net.reply(client, "hello six\n")
         end)
-        ports.udp = net.udp("127.0.0.1", function(data)
-            return "echo " .. data
-        end)
+        ports.udp = tonumber(dns:match ":(%d+)$")
         ports.secret = net.tcp("127.0.0.1", function(client)
             received.secret = true
             client:close()
         end)
         ports.closed = net.tcp("127.0.0.1", function() end)
         net.close_last()
+        -- A port that is free, and somebody who connects to it before there is
+        -- anything behind it.
+        ports.web = net.tcp("127.0.0.1", function() end)
+        net.close_last()
+        client = loop.spawn(function()
+            while not net.listens(ports.web) do
+                loop.sleep(0.1)
+            end
+            early = net.ask("127.0.0.1", ports.web, "GET /index.html HTTP/1.0\r\n\r\n", 2 * WAIT)
+        end)
         vm = start {
             net = {
                 type = "user", pcap = capture, dns = { dns },
@@ -68,7 +77,7 @@ describe("the network of a guest", function()
                     "host:" .. ports.six, "host:" .. ports.udp, "host:" .. ports.closed,
                 },
             },
-            publish = { "8080" },
+            publish = { ports.web .. ":8080" },
             add_host = { "myself.test:10.0.2.2" },
             on_net = function(e)
                 events[#events + 1] = e
@@ -76,10 +85,22 @@ describe("the network of a guest", function()
         }
     end)
 
+    it("serves a published port, and a client that came before the guest waits", function()
+        assert.is_nil(early)
+        sh(vm, "mkdir -p /www; echo it works >/www/index.html; httpd -p 8080 -h /www")
+        client:join(WAIT)
+        assert.matches("it works", early)
+        for _ = 1, 5 do
+            assert.matches("it works", (assert(net.ask("127.0.0.1", ports.web,
+                "GET /index.html HTTP/1.0\r\n\r\n", WAIT))))
+        end
+    end)
+
     teardown(function()
         if vm then
             vm:close()
         end
+        client:join(1)
         net.close()
         os.remove(capture)
         assert.same({}, spec.settled_leftovers())
@@ -107,9 +128,9 @@ describe("the network of a guest", function()
         assert.equal("hello six\n", (sh(vm, "nc fd00:736d::2 " .. ports.six .. " </dev/null")))
     end)
 
-    it("talks UDP", function()
-        assert.equal("echo ping\n", (sh(vm, "(echo ping; sleep 5) | nc -u -w 10 10.0.2.2 " .. ports.udp
-            .. " | head -n 1")))
+    it("talks UDP to a port of the host", function()
+        local port = dns:match ":(%d+)$"
+        assert.matches("93%.184%.216%.34", (sh(vm, "nslookup -type=a -p " .. port .. " pub.test 10.0.2.2")))
     end)
 
     it("resolves names, and keeps back a name that points inside", function()
@@ -126,18 +147,16 @@ describe("the network of a guest", function()
         assert.equal(0, status)
     end)
 
-    it("moves 64 MiB out, half closes, and hears the answer", function()
-        local out = sh(vm, "yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 67108864 >/tmp/x; "
-            .. "sha256sum </tmp/x; nc 10.0.2.2 " .. ports.sink .. " </tmp/x")
-        local want, size, got = out:match "^(%x+)  %-\n(%d+) %w*:?(%x+)\n$"
-        assert.equal("67108864", size)
-        assert.equal(want, got)
+    it("moves data out, half closes, and hears the answer", function()
+        sh(vm, "yes all work and no play makes a dull packet | head -c 1048576 >/tmp/m")
+        local out = sh(vm, ("for i in $(seq %d); do cat /tmp/m; done | nc 10.0.2.2 %d"):format(MIB, ports.sink))
+        assert.equal(("%d %s\n"):format(MIB << 20, sha256(received.text)), out)
     end)
 
-    it("moves data in, also to a slow reader", function()
+    it("moves data in, to a slow reader", function()
         local want = sha256(received.text):match "%x+$"
-        assert.matches(want, (sh(vm, "nc 10.0.2.2 " .. ports.source .. " </dev/null | sha256sum")))
-        assert.matches(want, (sh(vm, "nc 10.0.2.2 " .. ports.source .. " </dev/null | (sleep 3; sha256sum)")))
+        local out = sh(vm, "nc 10.0.2.2 " .. ports.source .. " </dev/null | (sleep 2; sha256sum)")
+        assert.equal(want, out:match "^%x+")
     end)
 
     it("bears many connections at once", function()
@@ -177,12 +196,12 @@ describe("the network of a guest", function()
                 assert.is_true(allowed[e.dst] or false, "left the guest for " .. e.dst)
             end
         end
-        assert.is_true(seen > 1000)
+        assert.is_true(seen > 100)
     end)
 
     it("counts frames, flows and drops with their reason", function()
         local card = assert(vm:net_stats())[1]
-        assert.is_true(card.out_bytes > 64 << 20)
+        assert.is_true(card.out_bytes > MIB << 20)
         assert.is_true(card.drops["private address"] > 0)
         assert.equal("user", card.type)
         local found
@@ -190,21 +209,6 @@ describe("the network of a guest", function()
             found = found or flow.proto == "tcp" and flow.addr == "10.1.2.3" and flow.verdict == "refused"
         end
         assert.is_true(found)
-    end)
-
-    it("serves a published port, and a client that came too early waits", function()
-        local port = vm.ports[1].port
-        assert.equal(8080, vm.ports[1].guest)
-        local early
-        local task = loop.spawn(function()
-            early = net.ask("127.0.0.1", port, "GET /index.html HTTP/1.0\r\n\r\n", WAIT)
-        end)
-        sh(vm, "sleep 2; mkdir -p /www; echo it works >/www/index.html; httpd -p 8080 -h /www")
-        task:join(WAIT)
-        assert.matches("it works", early)
-        for _ = 1, 10 do
-            assert.matches("it works", (assert(net.ask("127.0.0.1", port, "GET /index.html HTTP/1.0\r\n\r\n", WAIT))))
-        end
     end)
 end)
 
@@ -241,9 +245,25 @@ describe("networks of a script", function()
         assert.not_equal(0, status)
         assert.same({ "tcp 10.0.2.2 " .. good, "tcp 10.0.2.2 " .. bad }, flows)
 
-        sh(a, "mkdir -p /www; seq 1 200000 >/www/numbers; httpd -p 80 -h /www")
+        sh(a, "mkdir -p /www; seq 1 50000 >/www/numbers; httpd -p 80 -h /www")
         local want = sh(a, "sha256sum </www/numbers")
         assert.equal(want, (sh(b, "wget -q -O - http://alpha/numbers | sha256sum")))
+        do -- the same port from here, and one of ours from there, by the agent
+            local s <close> = assert(a:connect(80, WAIT))
+            assert(s:write("GET /numbers HTTP/1.0\r\n\r\n"))
+            assert.matches("50000\n$", (assert(s:read_all())))
+            local l <close> = assert(b:listen(9000, WAIT))
+            local said
+            local task = loop.spawn(function()
+                said = sh(b, "echo question | nc 127.0.0.1 9000")
+            end)
+            local c <close> = assert(l:accept(WAIT))
+            assert.equal("question\n", (c:read(WAIT)))
+            assert(c:write("answer\n"))
+            c:shutdown()
+            task:join(WAIT)
+            assert.equal("answer\n", said)
+        end
         -- The other way by name too: alpha was there before beta.
         assert.equal(0, select(2, sh(a, "ping -c 1 -W 60 beta")))
         -- The switch leads nowhere else.

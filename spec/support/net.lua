@@ -124,6 +124,17 @@ function M.dns(names)
     return "127.0.0.1:" .. port, asked
 end
 
+--- Whether something listens on a TCP port of this machine's IPv4.
+---@param port integer
+function M.listens(port)
+    for line in io.lines("/proc/net/tcp") do
+        if line:find((":%04X 00000000:0000 0A"):format(port), 1, true) then
+            return true
+        end
+    end
+    return false
+end
+
 --- Connect to a port of this machine, send, and wait for all that comes back.
 --- Yields.
 ---@async
