@@ -18,8 +18,7 @@ local SCRATCH = 1
 
 local WORK = [[
 for i in 1 2 3 4 5 6 7 8; do
-    dd if=/dev/zero of=/fault$i bs=64k count=4 2>/dev/null || echo "write $i failed"
-    sync || echo "sync $i failed"
+    dd if=/dev/zero of=/fault$i bs=64k count=4 conv=fsync 2>/dev/null || echo "file $i: failed"
 done
 touch /after 2>/dev/null && echo "still writable" || echo "read-only now"
 ]]
@@ -29,7 +28,7 @@ local function campaign(seed)
     local machine = vm.parts.worker
     local rule = assert(machine:add_fault {
         disk = SCRATCH, action = "fail", operation = "write",
-        skip = 4, count = 3, probability = 0.5, seed = math.tointeger(seed),
+        skip = 8, probability = 0.3, seed = math.tointeger(seed),
     })
     local failed = {}
     vm.cfg.on_event = function(event)
