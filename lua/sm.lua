@@ -136,6 +136,16 @@ function M.restore(snapshot, cfg)
     return require("sm.snapshot").restore(snapshot, cfg)
 end
 
+--- A copy of a saved machine that outlives this process, as sm.launch's. Yields.
+---@async
+---@param snapshot string a name or a path
+---@param opts { config: table? }? config as for sm.restore
+---@return string? id
+---@return string? err
+function M.launch_copy(snapshot, opts)
+    return require("sm.owner").launch_copy(snapshot, opts)
+end
+
 --- Snapshots kept here: list, open, remove, verify.
 M.snapshot = setmetatable({}, { __index = function(_, key)
     return require("sm.snapshot")[key]

@@ -476,6 +476,19 @@ function VM:stats()
     return self.conn:call("stats", {})
 end
 
+--- Have its owner save the VM; it goes on. Yields.
+---@async
+---@param opts { name: string?, path: string? }
+---@return { name: string?, path: string, id: string, stored: integer, pause: number }?
+---@return string? err
+function VM:snapshot(opts)
+    local path = opts.path
+    if path and path:sub(1, 1) ~= "/" then
+        path = uv.cwd() .. "/" .. path
+    end
+    return self.conn:call("snapshot", { name = opts.name, path = path, temporary = opts.temporary })
+end
+
 --- What its owner says of the VM now, as in `sm.vms`. Yields.
 ---@async
 ---@return table?

@@ -92,15 +92,9 @@ local function check(opts)
     return config.check(opts.config)
 end
 
---- See sm.launch. Yields.
----@async
-function M.launch(image, opts)
-    local ok, err = check(opts)
-    if not ok then
-        return nil, err
-    end
-    local path
-    path, err = executable()
+-- Start the process, tell it what to run, and wait for its word. Yields.
+local function ask(message)
+    local path, err = executable()
     if not path then
         return nil, err
     end
@@ -108,11 +102,7 @@ function M.launch(image, opts)
     if not pipes then
         return nil, handle
     end
-    pipes[1]:write(core.pack {
-        image = type(image) == "table" and image.reference or image,
-        pull = type(image) == "table" and "never" or nil,
-        config = opts.config or {}, process = opts.process, keep = opts.keep or false,
-    })
+    pipes[1]:write(core.pack(message))
     pipes[1]:shutdown()
     local answer, words = read_ends(pipes[2], pipes[3])
     for _, pipe in ipairs(pipes) do
@@ -125,6 +115,30 @@ function M.launch(image, opts)
         return said[2]
     end
     return nil, said[2], said[3] or nil
+end
+
+--- See sm.launch. Yields.
+---@async
+function M.launch(image, opts)
+    local ok, err = check(opts)
+    if not ok then
+        return nil, err
+    end
+    return ask {
+        image = type(image) == "table" and image.reference or image,
+        pull = type(image) == "table" and "never" or nil,
+        config = opts.config or {}, process = opts.process, keep = opts.keep or false,
+    }
+end
+
+--- See sm.launch_copy. Yields.
+---@async
+function M.launch_copy(snapshot, opts)
+    local ok, err = config.check_restore(opts and opts.config)
+    if not ok then
+        return nil, err
+    end
+    return ask { snapshot = snapshot, config = opts and opts.config or {}, keep = false }
 end
 
 -- ---------------------------------------------------------------- the owner
@@ -153,8 +167,25 @@ local function end_with_us(vm)
     hup:unref()
 end
 
+-- A copy of a saved machine: what ran in it runs on, there is no command of ours.
+local function hold_copy(spec)
+    local vm, err = require("sm").restore(spec.snapshot, spec.config)
+    if not vm then
+        return { false, err }
+    end
+    local held <close> = vm
+    held.server:update { detached = true }
+    end_with_us(held)
+    reply { true, held.id }
+    held:wait()
+    return nil
+end
+
 local function hold(spec)
     local sm = require "sm"
+    if spec.snapshot then
+        return hold_copy(spec)
+    end
     local image, err = sm.image(spec.image, { pull = spec.pull or spec.config.pull })
     if not image then
         return { false, err }
@@ -197,7 +228,8 @@ end
 ---@return integer exit code
 function M.main()
     local spec = core.unpack(io.read "a" or "")
-    if type(spec) ~= "table" or type(spec.image) ~= "string" or type(spec.process) ~= "table" then
+    if type(spec) ~= "table" or type(spec.snapshot) ~= "string"
+        and (type(spec.image) ~= "string" or type(spec.process) ~= "table") then
         io.stderr:write "sm: _owner is for sm itself; see `sm run -d`\n"
         return 125
     end

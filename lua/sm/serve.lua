@@ -265,6 +265,24 @@ function verbs.commit(self, _, args)
     return self.vm:commit(args.name and need(args, "name", "string") or nil, opts)
 end
 
+-- A client names a snapshot, or gives an absolute path: its own folder is not ours.
+function verbs.snapshot(self, _, args)
+    for key in pairs(args) do
+        if key ~= "name" and key ~= "path" and key ~= "temporary" then
+            error(("snapshot: unknown option '%s'"):format(tostring(key)), 0)
+        end
+    end
+    local path = args.path
+    if path ~= nil and (type(path) ~= "string" or path:sub(1, 1) ~= "/") then
+        error("snapshot: path: expected an absolute path", 0)
+    end
+    local made, err = self.vm:snapshot { name = args.name, path = path, temporary = args.temporary == true }
+    if not made then
+        return nil, err
+    end
+    return { name = made.name, path = made.path, id = made.id, stored = made.stored, pause = made.pause }
+end
+
 function verbs.inspect(self)
     return self.meta
 end

@@ -247,7 +247,7 @@ end
 -- Unfinished files of processes that are gone. Each holds a lock on its own.
 local function sweep(dir)
     for _, entry in ipairs(files.list(dir)) do
-        if entry.name:match "^%.new%-" then
+        if entry.name:match "^%.new%-" or entry.name:match "^%.fork%-" then
             local path = dir .. "/" .. entry.name
             local free = lock.try(path)
             if free then
@@ -315,9 +315,13 @@ local function run_hook(vm, hook, what)
 end
 
 -- Link to a name that must be free, so that nothing is ever replaced.
-local function publish(held, path, name)
-    local ok, err = files.sync(held.path)
-    if ok then
+local function publish(held, path, name, temporary_too)
+    local ok, err = true, nil
+    if not temporary_too then
+        ok, err = files.sync(held.path)
+    end
+    -- One that will be swept stays writable: a lock opens it for that.
+    if ok and not temporary_too then
         ok, err = uv.fs_chmod(held.path, READ_ONLY)
     end
     local code
@@ -333,9 +337,9 @@ local function publish(held, path, name)
     return ok, err
 end
 
-local known = { name = true, path = true, before = true }
+local known = { name = true, path = true, before = true, temporary = true }
 
---- See VM:snapshot. Yields.
+--- See VM:snapshot; `temporary`: it need not survive a crash of the host. Yields.
 ---@async
 ---@param vm sm.VM
 ---@param opts table
@@ -385,7 +389,7 @@ function M.create(vm, opts)
         ok, err = pin(path, vm.image.digest)
     end
     if ok then
-        ok, err = publish(held, path, opts.name or opts.path)
+        ok, err = publish(held, path, opts.name or opts.path, opts.temporary)
     end
     held:remove()
     if not saved or not ok then
@@ -541,6 +545,56 @@ function M.fork(vm, n, cfg)
         return children
     end
     return children[1]
+end
+
+--- Copies of another process's VM, each in a process of its own: their names.
+--- Yields.
+---@async
+---@param vm sm.AttachedVM
+---@param n integer
+---@param cfg table? as sm.restore
+---@return string[]? ids
+---@return string? err
+function M.fork_attached(vm, n, cfg)
+    local ok, err = paths.make(M.dir())
+    if not ok then
+        return nil, err
+    end
+    sweep(M.dir())
+    local path = ("%s/.fork-%d-%d%s"):format(M.dir(), uv.os_getpid(), uv.hrtime(), SUFFIX)
+    local made
+    made, err = vm:snapshot { path = path, temporary = true }
+    if not made then
+        return nil, err
+    end
+    local held = lock.try(path, { shared = true }) -- whoever sweeps lets it be
+    local _ <close> = setmetatable({}, { __close = function()
+        if held then
+            held:close()
+        end
+        M.remove(path)
+    end })
+    local tasks, ids = {}, {}
+    for i = 1, n do
+        tasks[i] = loop.spawn(require("sm.owner").launch_copy, path, { config = cfg })
+    end
+    local failed
+    for _, task in ipairs(tasks) do
+        local id, why = task:join()
+        failed = failed or not id and why or nil
+        ids[#ids + 1] = id
+    end
+    if failed then
+        for _, id in ipairs(ids) do
+            local copy = require("sm").attach(id)
+            if copy then
+                copy:kill()
+                copy:close()
+            end
+        end
+        return nil, failed
+    end
+    return ids
 end
 
 return M

@@ -1,0 +1,117 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- sm snapshot: save VMs that run, whoever started them, and look after what
+-- was saved.
+
+local sm = require "sm"
+local vms = require "sm.cli.vms"
+
+local function size(bytes)
+    if bytes >= 1 << 30 then
+        return ("%.1f GiB"):format(bytes / (1 << 30))
+    end
+    return ("%.1f MiB"):format(bytes / (1 << 20))
+end
+
+local function report_damaged(list)
+    for _, bad in ipairs(list) do
+        io.stderr:write("sm: ", bad.error, "\n")
+    end
+    return #list > 0 and 1 or 0
+end
+
+local verbs = {}
+
+function verbs.create(o, vm, name)
+    if not vm or not name then
+        return nil, "snapshot create: needs a VM and a name (or a path with a slash)"
+    end
+    local made, err = vms.with(vm, function(attached)
+        return attached:snapshot(name:find("/", 1, true) and { path = name } or { name = name })
+    end)
+    if not made then
+        return nil, err
+    end
+    print(made.name or made.path)
+    if not o.quiet then
+        io.stderr:write(("saved %s; the VM stood still for %.0f ms\n"):format(size(made.stored), made.pause * 1000))
+    end
+    return 0
+end
+
+function verbs.ls(o)
+    local list, damaged = sm.snapshot.list()
+    if o.quiet then
+        for _, s in ipairs(list) do
+            print(s.name)
+        end
+        return report_damaged(damaged)
+    end
+    local now, rows = os.time(), { { "NAME", "IMAGE", "CPUS", "MEMORY", "SIZE", "CREATED" } }
+    for _, s in ipairs(list) do
+        rows[#rows + 1] = {
+            s.name, s.image.name or s.image.reference or "", tostring(s.cpus), size(s.memory), size(s.stored),
+            vms.ago(math.max(0, now - math.floor(s.created))) .. " ago",
+        }
+    end
+    vms.print_table(rows)
+    return report_damaged(damaged)
+end
+
+function verbs.show(_, name)
+    if not name then
+        return nil, "snapshot show: needs a name"
+    end
+    local s, err = sm.snapshot.open(name)
+    if not s then
+        return nil, err
+    end
+    local function line(key, value)
+        print(("%-12s %s"):format(key, value))
+    end
+    line("name", s.name or "-")
+    line("path", s.path)
+    line("id", s.id)
+    line("created", os.date("%Y-%m-%d %H:%M:%S", math.floor(s.created)))
+    line("of VM", s.source or "-")
+    line("image", ("%s %s"):format(s.image.name or s.image.reference or "-", s.image.digest))
+    line("cpus", s.cpus)
+    line("memory", size(s.memory))
+    line("size", size(s.stored))
+    line("cpu model", s.fingerprint)
+    return 0
+end
+
+local function each(names, what, act)
+    if #names == 0 then
+        return nil, ("snapshot %s: needs a name"):format(what)
+    end
+    return vms.each(names, act)
+end
+
+function verbs.rm(_, ...)
+    return each({ ... }, "rm", sm.snapshot.remove)
+end
+
+function verbs.verify(_, ...)
+    return each({ ... }, "verify", sm.snapshot.verify)
+end
+
+return {
+    usage = "sm snapshot create VM NAME | ls | show NAME | rm NAME… | verify NAME…",
+    about = "Save a running VM, its memory and its writable disk; it goes on where it was.\n"
+        .. "A name with a slash is a path. `verify` reads all of a snapshot and holds it\n"
+        .. "against its checksums; everything but memory is checked at each restore.",
+    flags = {
+        { "quiet", "q", nil, "names only" },
+    },
+    min = 1,
+    needs = "create, ls, show, rm or verify",
+    run = function(o, rest)
+        local verb = verbs[rest[1]]
+        if not verb then
+            return nil, ("snapshot: no such action: '%s' (create, ls, show, rm, verify)"):format(rest[1])
+        end
+        return verb(o, table.unpack(rest, 2))
+    end,
+}

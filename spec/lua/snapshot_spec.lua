@@ -1,0 +1,117 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- Snapshots as files that are looked after: names, lists, leftovers. No VM of
+-- the product: the files are made by a machine on the fake backend.
+package.cpath = package.cpath:gsub("([^;]*build/)%?%.so", "%1fake/?.so;%1?.so")
+
+local core = require "sm.core"
+local shell = require "support.shell"
+local uv = require "luv"
+
+describe("snapshots on the disk", function()
+    local dir, old, snapshot
+
+    -- A file with this description; it has no product's machine in it.
+    local function make(path, meta)
+        local vm <close> = assert(core.vm { memory = "64K" })
+        assert(vm:write(0x1000, "\xeb\xfe"))
+        assert(vm:enter(0, "real16", 0x1000))
+        assert(vm:start())
+        assert(vm:pause())
+        assert(vm:save { path = path, meta = meta })
+    end
+
+    local META = [[{"format":1,"image":{"digest":"sha256:]] .. ("0"):rep(64)
+        .. [[","name":"app:1","extents":[]},"devices":[],"cfg":{}}]]
+
+    before_each(function()
+        dir, old = shell.tmpdir(), os.getenv "XDG_DATA_HOME"
+        uv.os_setenv("XDG_DATA_HOME", dir)
+        package.loaded["sm.snapshot"] = nil
+        snapshot = require "sm.snapshot"
+        os.execute(("mkdir -p %s"):format(snapshot.dir()))
+    end)
+
+    after_each(function()
+        if old then
+            uv.os_setenv("XDG_DATA_HOME", old)
+        else
+            uv.os_unsetenv "XDG_DATA_HOME"
+        end
+        shell.remove(dir)
+    end)
+
+    it("are listed, oldest first, and the damaged ones told apart", function()
+        make(snapshot.dir() .. "/b.sms", META)
+        make(snapshot.dir() .. "/a.sms", META)
+        make(snapshot.dir() .. "/foreign.sms", "not ours")
+        os.execute(("echo rubbish > %s/c.sms; touch %s/.new-1-x %s/readme"):format(snapshot.dir(), snapshot.dir(), snapshot.dir()))
+        local list, damaged = snapshot.list()
+        assert.equal(2, #list)
+        assert.equal("b", list[1].name)
+        assert.equal("a", list[2].name)
+        assert.equal("app:1", list[1].image.name)
+        table.sort(damaged, function(x, y)
+            return x.name < y.name
+        end)
+        assert.equal("snapshot c: this is no snapshot", damaged[1].error)
+        assert.equal("snapshot foreign: it was not made by sm run or vm:snapshot", damaged[2].error)
+    end)
+
+    it("are refused by name when that is no name", function()
+        for _, name in ipairs { "", ".x", "-x", "a b", ("x"):rep(129) } do
+            local ok, err = snapshot.open(name)
+            assert.is_nil(ok)
+            assert.matches("expected letters", err)
+        end
+        local ok, err = snapshot.open "gone"
+        assert.is_nil(ok)
+        assert.equal("snapshot gone: no such snapshot", err)
+        ok, err = snapshot.remove "gone"
+        assert.is_nil(ok)
+        assert.equal("snapshot gone: no such snapshot", err)
+    end)
+
+    it("are verified", function()
+        local path = snapshot.dir() .. "/v.sms"
+        make(path, META)
+        assert.is_true(snapshot.verify "v")
+        local f = assert(io.open(path, "r+b"))
+        f:seek("set", (2 << 20) + 0x1000)
+        f:write "X"
+        f:close()
+        local ok, err = snapshot.verify "v"
+        assert.is_nil(ok)
+        assert.equal("snapshot v: damaged: its memory does not match its checksum", err)
+        assert.is_table(snapshot.open "v") -- which reads no memory
+    end)
+
+    it("are refused when their image is gone", function()
+        make(snapshot.dir() .. "/g.sms", (META:gsub('"extents":%[%]',
+            '"extents":[{"path":"/nonexistent/data","offset":0,"length":4096}]')))
+        local vm, err = snapshot.restore "g"
+        assert.is_nil(vm)
+        assert.matches("^snapshot g: it needs the image app:1 %(sha256:0+%), which is gone$", err)
+        vm, err = snapshot.restore("g", { memory = "1G" })
+        assert.is_nil(vm)
+        assert.matches("unknown key 'memory'", err)
+    end)
+end)
+
+describe("a pool's configuration", function()
+    it("is checked before anything starts", function()
+        local pool = require "sm.pool"
+        local function refused(pattern, cfg)
+            local ok, err = pool.new(cfg)
+            assert.is_nil(ok)
+            assert.matches(pattern, err)
+        end
+        refused("needs an image, or a snapshot", {})
+        refused("needs an image, or a snapshot", { image = "a", snapshot = "b" })
+        refused("unknown key 'size'", { image = "a", size = 3 })
+        refused("min: expected a whole number, at least 0", { image = "a", min = -1 })
+        refused("max: expected at least min %(5%)", { image = "a", min = 5, max = 2 })
+        refused("idle_timeout: expected seconds", { image = "a", idle_timeout = 0 })
+        refused("no warmup", { snapshot = "a", warmup = function() end })
+    end)
+end)

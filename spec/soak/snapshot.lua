@@ -1,0 +1,63 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- A machine under load is saved and goes on as a copy of itself, again and
+-- again: each cycle the copy takes the place of its source. After each, every
+-- worker in the guest must still make progress, files that were written must
+-- read back as they were summed, and the nonce of the first boot, which lives
+-- in a process's memory alone, must still be told.
+--
+--   sm spec/soak/snapshot.lua IMAGE CPUS CYCLES
+
+local sm = require "sm"
+local image, cpus, cycles = arg[1], tonumber(arg[2]), tonumber(arg[3])
+local dir = os.getenv "XDG_DATA_HOME" or "/tmp"
+local path = ("%s/soak-%d-%d.sms"):format(dir, cpus, require("luv").os_getpid())
+
+local function sh(vm, script)
+    local r = assert(vm:exec { argv = { "/bin/sh", "-c", script }, timeout = 300 })
+    assert(r.status == 0, ("status %d: %s"):format(r.status, r.stderr))
+    return r.stdout
+end
+
+local LOAD = [[
+    nonce=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+    echo $nonce > /dev/shm/nonce
+    for k in $(seq %d); do
+        (i=0; while :; do i=$((i+1)); [ $((i %% 500)) = 0 ] && echo $nonce $i > /dev/shm/spin.$k; done) >/dev/null 2>&1 </dev/null &
+    done
+    (i=0; while :; do
+        head -c 200000 /dev/urandom > /srv/blob && sha256sum /srv/blob > /srv/sum && sync
+        sha256sum -c /srv/sum >/dev/null 2>&1 || echo bad > /dev/shm/bad
+        i=$((i+1)); echo $nonce $i > /dev/shm/spin.disk
+    done) >/dev/null 2>&1 </dev/null &
+    (i=0; while :; do sleep 0.01; i=$((i+1)); echo $nonce $i > /dev/shm/spin.timer; done) >/dev/null 2>&1 </dev/null &
+]]
+
+local CHECK = [[
+    set -e
+    nonce=$(cat /dev/shm/nonce)
+    for f in /dev/shm/spin.*; do
+        rm -f $f
+        n=0
+        while ! [ -s $f ]; do sleep 0.05; n=$((n+1)); [ $n -lt 4000 ] || { echo "$f stands still" >&2; exit 1; }; done
+        [ "$(cut -d' ' -f1 $f)" = $nonce ] || { echo "$f has another nonce" >&2; exit 1; }
+    done
+    [ ! -e /dev/shm/bad ] || { echo "a file did not read back" >&2; exit 1; }
+    ! dmesg | grep -E 'BUG:|Oops|general protection|I/O error' >&2
+    echo $nonce
+]]
+
+local vm = assert(sm.start(image, { cpus = cpus, memory = "128M", disk = "1G" }))
+sh(vm, LOAD:format(cpus) .. "while ! [ -s /dev/shm/spin.disk ]; do sleep 0.1; done")
+local nonce = sh(vm, "cat /dev/shm/nonce")
+for cycle = 1, cycles do
+    local snapshot = assert(vm:snapshot { path = path })
+    local copy = assert(sm.restore(snapshot))
+    vm:close()
+    vm = copy
+    assert(sm.snapshot.remove(snapshot))
+    local told = sh(vm, CHECK)
+    assert(told == nonce, ("cycle %d: another nonce"):format(cycle))
+    print(("cycle %d of %d: stood still for %.0f ms"):format(cycle, cycles, snapshot.pause * 1000))
+end
+vm:close()
