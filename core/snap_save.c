@@ -242,7 +242,9 @@ static int save_all(struct saver *s, const struct sm_snap_save *how, char *err, 
 
     if (e)
         return sm_snap_say(err, errlen, e, "%s", strerror(-e));
+    sm_vm_lift_breakpoints(s->vm, true);
     e = save_ram(s, &blobs.end, err, errlen);
+    sm_vm_lift_breakpoints(s->vm, false);
     if (e)
         return e;
     sm_state_writer_init(&w);
@@ -263,6 +265,7 @@ static int save_all(struct saver *s, const struct sm_snap_save *how, char *err, 
 int sm_snap_save(struct sm_vm *vm, int fd, const struct sm_snap_save *how,
                  struct sm_snap_info *out, uint64_t *stored_bytes, char *err, size_t errlen)
 {
+    struct sm_vm_status status;
     struct saver *s;
     struct stat st;
     int e;
@@ -274,6 +277,9 @@ int sm_snap_save(struct sm_vm *vm, int fd, const struct sm_snap_save *how,
     /* Writing over the file this very VM runs from would spoil both. */
     if (!S_ISREG(st.st_mode) || st.st_size != 0)
         return sm_snap_say(err, errlen, -EEXIST, "it is not an empty file");
+    sm_vm_state(vm, &status);
+    if (status.state != SM_VM_PAUSED)
+        return sm_snap_say(err, errlen, -EINVAL, "the VM is not paused");
     s = calloc(1, sizeof(*s));
     if (!s)
         return sm_snap_say(err, errlen, -ENOMEM, "out of memory");

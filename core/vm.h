@@ -107,6 +107,9 @@ struct sm_state_reader;
 int sm_vm_save(struct sm_vm *vm, struct sm_state_writer *w, char *err, size_t errlen);
 int sm_vm_load(struct sm_vm *vm, struct sm_state_reader *r, bool advance, char *err,
                size_t errlen);
+/* Take every software breakpoint out of the guest's memory, or put it back: a
+ * copy has none. Paused. */
+void sm_vm_lift_breakpoints(struct sm_vm *vm, bool lift);
 /* /proc/self/pagemap, opened before the worker was confined; -1: none. */
 int sm_vm_pagemap_fd(const struct sm_vm *vm);
 

@@ -58,6 +58,13 @@ static enum sm_run_state state_of(struct sm_vm *vm)
     return status.state;
 }
 
+void sm_vm_lift_breakpoints(struct sm_vm *vm, bool lift)
+{
+    for (unsigned id = 0; id < SM_DEBUG_POINTS; id++)
+        if (vm->debug.points[id].used)
+            sm_debug_lift(&vm->debug, id, lift);
+}
+
 /* ---- save ---- */
 
 static void save_machine(struct sm_vm *vm, struct sm_state_writer *w)

@@ -17,6 +17,13 @@
 #define MEMORY (8u << 20)
 #define PAGE 4096u
 
+/* Sanitizers look at every access, so the loops over all bytes take some. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define STRIDE 61
+#else
+#define STRIDE 1
+#endif
+
 static void checksums_are_the_known_ones(void)
 {
     uint8_t buf[32];
@@ -31,6 +38,18 @@ static void checksums_are_the_known_ones(void)
     CHECK_EQ(sm_crc32c(0, buf, 32), 0x46dd794eu);
     CHECK_EQ(sm_crc32c(sm_crc32c(0, buf, 7), buf + 7, 25), 0x46dd794eu);
     CHECK_EQ(sm_crc32c(0, "123456789", 9), 0xe3069283u);
+}
+
+static uint8_t *slurp(int fd, size_t *len)
+{
+    struct stat st;
+    uint8_t *p;
+
+    CHECK_EQ(fstat(fd, &st), 0);
+    *len = (size_t)st.st_size;
+    p = mmap(NULL, *len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(p != MAP_FAILED);
+    return p;
 }
 
 /* ---- round trips ---- */
@@ -264,6 +283,61 @@ static void it_says_what_it_is(void)
     sm_vm_destroy(vm);
 }
 
+/* ---- clocks ---- */
+
+/* The saved wall clock an hour back, checksum made right. */
+static void an_hour_ago(int fd)
+{
+    size_t len;
+    uint8_t *p = slurp(fd, &len);
+    struct sm_snap_header *h = (struct sm_snap_header *)(void *)p;
+    uint8_t *clock = memmem(p + h->state.offset, (size_t)h->state.len_bytes, "clock\0\0\0", 8);
+    uint64_t wall;
+
+    CHECK(clock != NULL);
+    memcpy(&wall, clock + 32, 8); /* name, version, length, ticks, host */
+    wall -= 3600ull * 1000000000u;
+    memcpy(clock + 32, &wall, 8);
+    h->state.crc = sm_crc32c(0, p + h->state.offset, (size_t)h->state.len_bytes);
+    h->crc = sm_crc32c(0, h, offsetof(struct sm_snap_header, crc));
+    munmap(p, len);
+}
+
+static uint64_t ticks_of(struct sm_vm *vm)
+{
+    struct sm_clock clock = { 0 };
+
+    CHECK_EQ(sm_hv_clock_get(sm_vm_hv(vm), &clock), 0);
+    return clock.guest_ticks;
+}
+
+/* How far a copy's clock is beyond its source's at the save, in seconds. */
+static uint64_t seconds_gone(bool advance)
+{
+    struct sm_vm *vm = paused(1, NULL), *copy = rig_machine(1, 0, -1, scratch_path("copy"), NULL);
+    struct sm_snap_load how = { .advance = advance };
+    struct sm_snap *snap;
+    uint64_t before = ticks_of(vm), gone;
+    int fd = rig_save(vm, NULL);
+
+    an_hour_ago(fd);
+    CHECK_EQ(sm_snap_open(fd, &snap, NULL, 0), 0);
+    CHECK_EQ(sm_snap_load(snap, copy, &how, NULL, 0), 0);
+    gone = (ticks_of(copy) - before) / 1000000000u;
+    sm_snap_close(snap);
+    sm_vm_destroy(copy);
+    sm_vm_destroy(vm);
+    return gone;
+}
+
+static void clocks_stand_still_or_advance_as_asked(void)
+{
+    uint64_t frozen = seconds_gone(false), advanced = seconds_gone(true);
+
+    CHECK(frozen < 600); /* this machine may be slow */
+    CHECK(advanced >= 3600 && advanced < 4200);
+}
+
 /* ---- refusals ---- */
 
 static void only_a_paused_machine_into_an_empty_file(void)
@@ -305,18 +379,6 @@ static void the_machine_has_to_fit(void)
 
 /* ---- damage ---- */
 
-static uint8_t *slurp(int fd, size_t *len)
-{
-    struct stat st;
-    uint8_t *p;
-
-    CHECK_EQ(fstat(fd, &st), 0);
-    *len = (size_t)st.st_size;
-    p = mmap(NULL, *len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    CHECK(p != MAP_FAILED);
-    return p;
-}
-
 static int try_open(int fd, char *why, size_t len)
 {
     struct sm_snap *snap;
@@ -333,7 +395,7 @@ static unsigned flips_unnoticed(int fd, uint8_t *p, size_t from, size_t to)
     unsigned unnoticed = 0;
     char why[200];
 
-    for (size_t i = from; i < to; i++)
+    for (size_t i = from; i < to; i += STRIDE)
         for (unsigned bit = 0; bit < 8; bit++) {
             p[i] ^= (uint8_t)(1u << bit);
             why[0] = 0;
@@ -376,7 +438,7 @@ static void every_truncation_is_noticed(void)
     uint8_t *p = slurp(fd, &len);
 
     /* Byte by byte where there is something, page by page where holes are. */
-    for (size_t n = 0; n < len; n += n < 8192 || len - n <= 65536 ? 1 : PAGE) {
+    for (size_t n = 0; n < len; n += n < 8192 || len - n <= 65536 ? STRIDE : PAGE) {
         CHECK_EQ(ftruncate(cut, 0), 0);
         CHECK_EQ(ftruncate(cut, (off_t)n), 0);
         CHECK_EQ(pwrite(cut, p, n < 4096 ? n : 4096, 0), n < 4096 ? (ssize_t)n : 4096);
@@ -526,6 +588,7 @@ int main(void)
     TEST(a_copy_of_a_copy_is_whole);
     TEST(untouched_memory_costs_nothing);
     TEST(it_says_what_it_is);
+    TEST(clocks_stand_still_or_advance_as_asked);
     TEST(only_a_paused_machine_into_an_empty_file);
     TEST(the_machine_has_to_fit);
     TEST(every_flipped_bit_is_noticed);
