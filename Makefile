@@ -48,7 +48,7 @@ guest_src := $(wildcard core/guest/*.c)
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
-.PHONY: all clean demo test soak bench kernel fuzz install check-format
+.PHONY: docs all clean demo test soak bench kernel fuzz install check-format
 all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/sm-net $(B)/guest/init
 
 -include $(shell find $(B)/obj $(B)/unit $(B)/kvmtest build/fuzz -name '*.d' 2>/dev/null)
@@ -153,6 +153,12 @@ install: all
 	install -m 644 build/sm/core.so build/sm/image_core.so $(DESTDIR)$(CMODDIR)/sm/
 	install -m 755 build/sm-worker build/sm-net build/guest/init $(DESTDIR)$(LIBEXECDIR)/
 	cd lua && find . -name '*.lua' -exec install -D -m 644 {} $(DESTDIR)$(LUADIR)/{} ';'
+
+# The manual (Markdown and man page) and definitions for editors, build/docs/.
+docs: all
+	@mkdir -p build/docs/sm
+	LUA_PATH='lua/?.lua;;' LUA_CPATH='build/?.so;;' lua5.4 scripts/docs build/docs
+	cp lua/sm/core_api.lua build/docs/sm/
 
 # A host program that embeds Lua and, in it, this: see spec/host/host.c.
 $(B)/host: spec/host/host.c

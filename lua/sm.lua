@@ -11,6 +11,7 @@
 -- Calls that wait give up the thread to other tasks of `sm.loop`; called from
 -- a plain script they simply return when they are done.
 
+local check = require "sm.check"
 local config = require "sm.config"
 local net = require "sm.net"
 
@@ -32,6 +33,8 @@ M.net = net
 ---@return table? image { reference, digest, config, extents, size }
 ---@return string? err
 function M.image(ref, opts)
+    check("sm.image", 1, ref, "ref", "string")
+    check("sm.image", 2, opts, "opts", "table?")
     local options = {}
     for key, value in pairs(opts or {}) do
         options[key == "pull" and "policy" or key] = value
@@ -46,6 +49,8 @@ end
 ---@return sm.VM?
 ---@return string? err
 function M.start(image, cfg)
+    check("sm.start", 1, image, "image", "table|string")
+    check("sm.start", 2, cfg, "cfg", "table?")
     local checked, err = config.check(cfg)
     if not checked then
         return nil, err
@@ -66,6 +71,7 @@ end
 ---@return table?
 ---@return string? err
 function M.stats(vm)
+    check("sm.stats", 1, vm, "vm", "table|userdata")
     return vm:stats()
 end
 
@@ -75,6 +81,8 @@ end
 ---@param opts table?
 ---@return table records
 function M.trace(vm, opts)
+    check("sm.trace", 1, vm, "vm", "table|userdata")
+    check("sm.trace", 2, opts, "opts", "table?")
     return require("sm.trace").record(vm, opts)
 end
 
@@ -87,6 +95,8 @@ end
 ---@return string? err
 ---@return table? failure
 function M.launch(image, opts)
+    check("sm.launch", 1, image, "image", "table|string")
+    check("sm.launch", 2, opts, "opts", "table")
     return require("sm.owner").launch(image, opts)
 end
 
@@ -108,6 +118,7 @@ end
 ---@return sm.AttachedVM?
 ---@return string? err
 function M.attach(name)
+    check("sm.attach", 1, name, "name", "string|table")
     return require("sm.attached").attach(name)
 end
 
@@ -117,6 +128,7 @@ end
 ---@return true?
 ---@return string? err
 function M.remove(name)
+    check("sm.remove", 1, name, "name", "string")
     local info, err = require("sm.attached").find(name)
     if not info then
         return nil, err
@@ -133,6 +145,8 @@ end
 ---@return sm.VM?
 ---@return string? err
 function M.restore(snapshot, cfg)
+    check("sm.restore", 1, snapshot, "snapshot", "table|string")
+    check("sm.restore", 2, cfg, "cfg", "table?")
     return require("sm.snapshot").restore(snapshot, cfg)
 end
 
@@ -157,6 +171,7 @@ end })
 ---@return sm.Pool?
 ---@return string? err
 function M.pool(cfg)
+    check("sm.pool", 1, cfg, "cfg", "table")
     return require("sm.pool").new(cfg)
 end
 

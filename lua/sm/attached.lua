@@ -4,6 +4,7 @@
 -- methods of a VM of one's own. A handle is a connection; closing it lets go of
 -- the VM and does not end it.
 
+local check = require "sm.check"
 local uv = require "luv"
 local control = require "sm.control"
 local loop = require "sm.loop"
@@ -121,7 +122,12 @@ local Process = {}
 Process.__index = Process
 
 --- Write to standard input; waits while the process does not read. Yields.
+---@async
+---@param data string
+---@return true? ok
+---@return string? err
 function Process:write(data)
+    check("attached_proc:write", 1, data, "data", "string")
     return self.chan:write("stdin", data)
 end
 
@@ -131,12 +137,24 @@ function Process:close_stdin()
 end
 
 --- The next piece of "stdout" or "stderr"; nil at the end. Yields.
+---@async
+---@param name? "stdout"|"stderr"
+---@param timeout number? seconds
+---@return string? piece
+---@return string? err
 function Process:read(name, timeout)
+    check("attached_proc:read", 1, name, "name", "string?")
+    check("attached_proc:read", 2, timeout, "timeout", "number?")
     return self.chan:read(name or "stdout", timeout)
 end
 
 --- All that is left of a stream. Yields.
+---@async
+---@param name? "stdout"|"stderr"
+---@return string? data
+---@return string? err
 function Process:read_all(name)
+    check("attached_proc:read_all", 1, name, "name", "string?")
     local parts = {}
     while true do
         local piece, err = self:read(name)
@@ -152,16 +170,26 @@ end
 --- Send a signal.
 ---@param signal string|integer
 function Process:signal(signal)
+    check("attached_proc:signal", 1, signal, "signal", "string|integer")
     self.chan:tell("signal", wire.signal_number(signal))
 end
 
 --- Tell the terminal its new size.
+---@param rows integer
+---@param cols integer
 function Process:resize(rows, cols)
+    check("attached_proc:resize", 1, rows, "rows", "integer")
+    check("attached_proc:resize", 2, cols, "cols", "integer")
     self.chan:tell("resize", { rows, cols })
 end
 
 --- Wait for the end: { status, signal, duration … }. Yields.
+---@async
+---@param timeout number? seconds
+---@return table? exit
+---@return string? err
 function Process:wait(timeout)
+    check("attached_proc:wait", 1, timeout, "timeout", "number?")
     return self.chan:answer(timeout)
 end
 
@@ -185,6 +213,7 @@ local SPAWN_KEYS = {
 ---@return string? err
 ---@return table? failure
 function VM:spawn(opts)
+    check("attached:spawn", 1, opts, "opts", "table")
     wire.check_keys("spawn", opts, SPAWN_KEYS)
     local chan, err = self.conn:open("exec", opts)
     if not chan then
@@ -275,6 +304,7 @@ end
 ---@return string? err
 ---@return table? failure
 function VM:exec(opts)
+    check("attached:exec", 1, opts, "opts", "table")
     wire.check_keys("exec", opts, EXEC_KEYS)
     local start = {}
     for key in pairs(SPAWN_KEYS) do
@@ -317,12 +347,15 @@ end
 --- Write a file in the guest; as `write_file` of a VM of one's own. Yields.
 ---@async
 ---@param path string absolute path in the guest
----@param data string|fun(): string?
+---@param data string|function the bytes, or a function that gives the next piece or nil
 ---@param opts table? mode, uid, gid, parents, append, exclusive
 ---@return table? info
 ---@return string? err
 ---@return table? failure
 function VM:write_file(path, data, opts)
+    check("attached:write_file", 1, path, "path", "string")
+    check("attached:write_file", 2, data, "data", "string|function")
+    check("attached:write_file", 3, opts, "opts", "table?")
     if type(path) ~= "string" or path:sub(1, 1) ~= "/" then
         error("write_file: path: expected an absolute path, got " .. tostring(path), 2)
     end
@@ -351,6 +384,8 @@ end
 ---@return string|table err_or_info
 ---@return table? failure
 function VM:read_file(path, opts)
+    check("attached:read_file", 1, path, "path", "string")
+    check("attached:read_file", 2, opts, "opts", "table?")
     opts = opts or {}
     wire.check_keys("read_file", opts, { sink = 1, limit = 1 })
     local chan <close>, err = self.conn:open("read_file", { path = path })
@@ -387,11 +422,13 @@ end
 --- is called with "stdout" or "stderr". Returns at the end of what there is, or
 --- of the VM with `follow`. Yields.
 ---@async
----@param opts { follow: boolean?, from: "start"|"end"? }
+---@param opts { follow: boolean?, from: string? } from "start" or "end"
 ---@param on_piece fun(stream: string, bytes: string)
 ---@return true?
 ---@return string? err
 function VM:logs(opts, on_piece)
+    check("attached:logs", 1, opts, "opts", "table")
+    check("attached:logs", 2, on_piece, "on_piece", "function")
     local chan <close>, err = self.conn:open("logs", { follow = opts.follow or false, from = opts.from or "start" })
     if not chan then
         return nil, err
@@ -422,6 +459,7 @@ end
 ---@return sm.AttachedProcess?
 ---@return string? err
 function VM:main(opts)
+    check("attached:main", 1, opts, "opts", "table?")
     local chan, err = self.conn:open("attach", { stdin = opts and opts.stdin or false })
     if not chan then
         return nil, err
@@ -435,6 +473,7 @@ end
 ---@return table? outcome
 ---@return string? err
 function VM:wait(timeout)
+    check("attached:wait", 1, timeout, "timeout", "number?")
     return self.conn:call("wait", {}, timeout)
 end
 
@@ -444,6 +483,7 @@ end
 ---@return table? outcome
 ---@return string? err
 function VM:stop(opts)
+    check("attached:stop", 1, opts, "opts", "table?")
     return self.conn:call("stop", { grace = opts and opts.grace })
 end
 
@@ -454,6 +494,7 @@ end
 ---@return table|true|nil
 ---@return string? err
 function VM:kill(signal)
+    check("attached:kill", 1, signal, "signal", "string|integer?")
     return self.conn:call("kill", { signal = signal and wire.signal_number(signal) })
 end
 
@@ -465,6 +506,8 @@ end
 ---@return table?
 ---@return string? err
 function VM:commit(name, opts)
+    check("attached:commit", 1, name, "name", "string?")
+    check("attached:commit", 2, opts, "opts", "table?")
     return self.conn:call("commit", { name = name, opts = opts or {} })
 end
 

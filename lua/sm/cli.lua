@@ -137,6 +137,12 @@ local function command(argv)
     return code or 0
 end
 
+--- The names of the commands, in the order of the help text.
+---@return string[]
+function M.commands()
+    return names()
+end
+
 --- Run a command line.
 ---@param argv string[] argv[0] is the program
 ---@return integer exit code

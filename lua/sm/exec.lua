@@ -8,6 +8,7 @@
 -- failure.status is what a shell would exit with (127 not found, 126 cannot be
 -- run) and failure.stage where it went wrong.
 
+local check = require "sm.check"
 local agent = require "sm.agent"
 local channel = require "sm.channel"
 local files = require "sm.guest_files"
@@ -78,6 +79,7 @@ on[wire.STDIN_CLOSED] = function(self)
     self.stdin_closed = true
 end
 
+---@package
 function Process:frame(kind, payload)
     local handler = on[kind]
     if not handler then
@@ -88,6 +90,7 @@ function Process:frame(kind, payload)
 end
 
 -- A stream or the process ended; the request is over when all have.
+---@package
 function Process:ended()
     for _, s in pairs(self.streams) do
         if not s.eof then
@@ -270,6 +273,7 @@ end
 ---@param data string
 ---@return boolean? ok, string? err "broken pipe" when nobody reads any more
 function Process:write(data)
+    check("proc:write", 1, data, "data", "string")
     return self:send_stdin(data)
 end
 
@@ -281,18 +285,21 @@ end
 --- The next piece of "stdout" (with a terminal: of everything) or "stderr"; nil
 --- at the end; nil, reason on failure or timeout. Yields.
 ---@async
----@param name "stdout"|"stderr"
+---@param name? "stdout"|"stderr"
 ---@param timeout number?
 ---@return string? piece, string? err
 function Process:read(name, timeout)
+    check("proc:read", 1, name, "name", "string?")
+    check("proc:read", 2, timeout, "timeout", "number?")
     return self:next_piece(stream_index(name or "stdout"), timeout)
 end
 
 --- All that is left of a stream. Yields.
 ---@async
----@param name "stdout"|"stderr"
+---@param name? "stdout"|"stderr"
 ---@return string? data, string? err
 function Process:read_all(name)
+    check("proc:read_all", 1, name, "name", "string?")
     local parts = {}
     while true do
         local piece, err = self:read(name)
@@ -309,6 +316,8 @@ end
 ---@param signal string|integer
 ---@param group boolean?
 function Process:signal(signal, group)
+    check("proc:signal", 1, signal, "signal", "string|integer")
+    check("proc:signal", 2, group, "group", "boolean?")
     local number = wire.signal_number(signal)
     if not self.exit and not self.failure and not self.gone then
         self.agent:send(wire.SIGNAL, group and wire.FLAG_GROUP or 0, self.id,
@@ -320,6 +329,8 @@ end
 ---@param rows integer
 ---@param cols integer
 function Process:resize(rows, cols)
+    check("proc:resize", 1, rows, "rows", "integer")
+    check("proc:resize", 2, cols, "cols", "integer")
     if not self.exit and not self.failure and not self.gone then
         self.agent:send(wire.RESIZE, 0, self.id, string.pack("<I2I2", rows, cols))
     end
@@ -331,6 +342,7 @@ end
 ---@param timeout number?
 ---@return table? exit, string? err
 function Process:wait(timeout)
+    check("proc:wait", 1, timeout, "timeout", "number?")
     local ok, err = self:wait_for(function()
         return self.exit or self.failure
     end, timeout)

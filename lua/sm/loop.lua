@@ -14,6 +14,7 @@
 -- is legal but hard to follow, so wake-ups run from one queue, drained after
 -- each turn.
 
+local check = require "sm.check"
 local uv = require "luv"
 
 local M = {}
@@ -103,9 +104,19 @@ end
 
 --- Start `fn(...)` as a task; it begins at the next turn of the loop.
 --- An error that nobody joins is rethrown by `loop.run`.
+---
+--- ```lua
+--- local loop = require "sm.loop"
+--- local task = loop.spawn(function(a, b)
+---     loop.sleep(0.001)
+---     return a + b
+--- end, 1, 2)
+--- assert(task:join() == 3)
+--- ```
 ---@param fn function
 ---@return sm.Task
 function M.spawn(fn, ...)
+    check("loop.spawn", 1, fn, "fn", "function")
     local args = table.pack(...)
     local task = setmetatable({
         done = false,
@@ -157,6 +168,8 @@ end
 ---@param setup fun(resume: fun(...)): fun()?
 ---@param timeout number? seconds
 function M.await(setup, timeout)
+    check("loop.await", 1, setup, "setup", "function")
+    check("loop.await", 2, timeout, "timeout", "number?")
     local task = current
     if task and coroutine.running() ~= task.co then
         task = nil -- inside a foreign coroutine: run the loop instead
@@ -219,6 +232,7 @@ end
 ---@async
 ---@param timeout number?
 function Task:join(timeout)
+    check("task:join", 1, timeout, "timeout", "number?")
     if not self.done then
         local _, why = M.await(function(settle)
             self.waiters[#self.waiters + 1] = settle
@@ -268,6 +282,7 @@ end
 ---@param fn function
 ---@return function
 function M.guard(fn)
+    check("loop.guard", 1, fn, "fn", "function")
     return function(...)
         local ok, err = xpcall(fn, debug.traceback, ...)
         if not ok then
@@ -278,9 +293,17 @@ function M.guard(fn)
 end
 
 --- Sleep. Yields.
+---
+--- ```lua
+--- local loop = require "sm.loop"
+--- local before = loop.now()
+--- loop.sleep(0.002)
+--- assert(loop.now() > before)
+--- ```
 ---@async
 ---@param seconds number
 function M.sleep(seconds)
+    check("loop.sleep", 1, seconds, "seconds", "number")
     M.await(function(settle)
         local t = uv.new_timer()
         t:start(math.max(0, math.ceil(seconds * 1000)), 0, M.guard(function()
@@ -308,6 +331,9 @@ end
 ---@param timeout number? seconds
 ---@param mode? "r"|"w"|"rw"
 function M.readable(fd, timeout, mode)
+    check("loop.readable", 1, fd, "fd", "integer")
+    check("loop.readable", 2, timeout, "timeout", "number?")
+    check("loop.readable", 3, mode, "mode", "string?")
     return M.await(function(settle)
         local poll = assert(uv.new_poll(fd))
         local function stop()
@@ -332,6 +358,7 @@ end
 --- results, rethrows its error. Inside a task it is an ordinary call.
 ---@param fn function
 function M.run(fn, ...)
+    check("loop.run", 1, fn, "fn", "function")
     if current and coroutine.running() == current.co then
         return fn(...)
     end
@@ -367,7 +394,8 @@ function M.pollfd()
     return uv.backend_fd()
 end
 
----@return number? seconds, nil for ever
+--- How long to wait for `pollfd` at most.
+---@return number? seconds nil: for ever
 function M.timeout()
     local ms = uv.backend_timeout()
     if not ms or ms < 0 then
@@ -377,6 +405,14 @@ function M.timeout()
 end
 
 --- Do what is due without waiting.
+---
+--- ```lua
+--- local loop = require "sm.loop"
+--- local task = loop.spawn(function() end)
+--- while not task:finished() do
+---     loop.step() -- a host polls loop.pollfd() for loop.timeout() first
+--- end
+--- ```
 function M.step()
     uv.run("nowait")
     if failure then

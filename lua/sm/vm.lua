@@ -16,6 +16,7 @@
 --   nothing         poweroff, reboot     poweroff, reboot
 --   anything        worker died          crash; killed when we asked for it
 
+local check = require "sm.check"
 local uv = require "luv"
 local loop = require "sm.loop"
 local machine = require "sm.machine"
@@ -321,6 +322,7 @@ end
 ---@return string? err
 ---@return table? failure
 function VM:spawn(opts)
+    check("vm:spawn", 1, opts, "opts", "table")
     local agent, err = agent_of(self)
     if not agent then
         return nil, err
@@ -337,14 +339,58 @@ function VM:spawn(opts)
     return proc, err, failure
 end
 
-for _, name in ipairs { "exec", "write_file", "read_file" } do
-    VM[name] = function(self, ...)
-        local agent, err = agent_of(self)
-        if not agent then
-            return nil, err
-        end
-        return agent[name](agent, ...)
+--- Run a command to its end. Options are those of `spawn`, and: stdin (a string,
+--- or a function that gives the next piece), stdout and stderr (functions that
+--- take each piece), limit (bytes kept of each), timeout and grace (seconds),
+--- chain (options of a second command, run if the first succeeds). Yields.
+---@async
+---@param opts table argv and more
+---@return table? result { status, signal, stdout, stderr, duration, timed_out, truncated, max_rss … }
+---@return string? err
+---@return table? failure
+function VM:exec(opts)
+    check("vm:exec", 1, opts, "opts", "table")
+    local agent, err = agent_of(self)
+    if not agent then
+        return nil, err
     end
+    return agent:exec(opts)
+end
+
+--- Write a file in the guest. Yields.
+---@async
+---@param path string absolute path in the guest
+---@param data string|function the bytes, or a function that gives the next piece or nil
+---@param opts table? mode, uid, gid, parents (true), append, exclusive
+---@return table? info { size, mode, uid, gid, mtime }
+---@return string? err
+---@return table? failure
+function VM:write_file(path, data, opts)
+    check("vm:write_file", 1, path, "path", "string")
+    check("vm:write_file", 2, data, "data", "string|function")
+    check("vm:write_file", 3, opts, "opts", "table?")
+    local agent, err = agent_of(self)
+    if not agent then
+        return nil, err
+    end
+    return agent:write_file(path, data, opts)
+end
+
+--- Read a file of the guest: its bytes, or through opts.sink(piece). Yields.
+---@async
+---@param path string absolute path in the guest
+---@param opts table? sink, limit (bytes kept in memory)
+---@return string|true|nil data
+---@return string|table err_or_info
+---@return table? failure
+function VM:read_file(path, opts)
+    check("vm:read_file", 1, path, "path", "string")
+    check("vm:read_file", 2, opts, "opts", "table?")
+    local agent, err = agent_of(self)
+    if not agent then
+        return nil, err
+    end
+    return agent:read_file(path, opts)
 end
 
 --- A stream to a TCP port of the guest's loopback, through its agent: no port
@@ -382,6 +428,7 @@ end
 ---@return table? ending { reason = "exited"|"poweroff"|"reboot"|"panic"|"crash"|"killed", code = integer?, detail = string? }
 ---@return string? err "timeout"
 function VM:wait(timeout)
+    check("vm:wait", 1, timeout, "timeout", "number?")
     if not self.ending then
         local ok, err = loop.await(function(settle)
             self.waiters[#self.waiters + 1] = settle
@@ -421,6 +468,7 @@ end
 ---@param opts { grace: number? }?
 ---@return table ending as VM:wait
 function VM:stop(opts)
+    check("vm:stop", 1, opts, "opts", "table?")
     local grace = opts and opts.grace or 10
     stop_main(self, grace)
     local agent = agent_of(self)
@@ -480,6 +528,8 @@ VM.__close = VM.close
 ---@return { reference: string, digest: string, layer: string, size: integer }?
 ---@return string? err
 function VM:commit(name, opts)
+    check("vm:commit", 1, name, "name", "string?")
+    check("vm:commit", 2, opts, "opts", "table?")
     return require("sm.commit").commit(self, name, opts)
 end
 
@@ -491,6 +541,7 @@ end
 ---@return sm.Snapshot?
 ---@return string? err
 function VM:snapshot(opts)
+    check("vm:snapshot", 1, opts, "opts", "table")
     return require("sm.snapshot").create(self, opts)
 end
 
@@ -502,6 +553,8 @@ end
 ---@return sm.VM|sm.VM[]|nil
 ---@return string? err
 function VM:fork(n, cfg)
+    check("vm:fork", 1, n, "n", "integer?")
+    check("vm:fork", 2, cfg, "cfg", "table?")
     return require("sm.snapshot").fork(self, n, cfg)
 end
 

@@ -127,7 +127,20 @@ end
 function M.check_keys(what, given, known)
     for key in pairs(given) do
         if not known[key] then
-            error(("%s: unknown option '%s'"):format(what, tostring(key)), 3)
+            local names = {}
+            for table_ in function(_, before)
+                if not before then
+                    return known
+                end
+                local meta = getmetatable(before)
+                return meta and meta.__index
+            end do
+                for name in pairs(table_) do
+                    names[#names + 1] = name
+                end
+            end
+            table.sort(names)
+            error(("%s: unknown option '%s' (known: %s)"):format(what, tostring(key), table.concat(names, ", ")), 3)
         end
     end
 end

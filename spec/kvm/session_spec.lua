@@ -17,6 +17,9 @@ local function ok(tail, stdin)
     return out
 end
 
+-- Its socket lies on a file system of this kernel: /tmp is another's in the lab.
+uv.os_setenv("TMUX_TMPDIR", os.getenv "XDG_RUNTIME_DIR")
+
 local function tmux(...)
     return shell.run { "tmux", "-L", "sm-session", "-f", "/dev/null", ... }
 end
@@ -28,7 +31,7 @@ end
 local function see(pattern)
     local limit = loop.now() + PATIENCE
     while true do
-        local text = tmux("capture-pane", "-p", "-t", "s")
+        local text = "\n" .. tmux("capture-pane", "-p", "-N", "-t", "s")
         if text:find(pattern) then
             return text
         end
@@ -42,6 +45,11 @@ describe("VMs in the background", function()
 
     setup(function()
         dir = shell.tmpdir()
+    end)
+
+    -- What a failed spec left is not the next one's concern.
+    after_each(function()
+        spec.sm "rm -f day b c far t"
     end)
 
     teardown(function()

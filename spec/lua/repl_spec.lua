@@ -202,7 +202,7 @@ describe("the REPL in a terminal", function()
         keys("x = = 1", "Enter")
         see "unexpected symbol near '='"
         keys("help(worker.methods.read)", "Enter")
-        see "vm:read: Bytes of guest memory"
+        see "Bytes of guest memory"
     end)
 
     it("keeps its history", function()
