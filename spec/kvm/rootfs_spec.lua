@@ -57,7 +57,7 @@ describe("the image in the guest", function()
 
     local function start(rootfs, tag)
         local vm = assert(sm.start(assert(sm.image(spec.image(tag or "wide"))), {
-            memory = "192M", rootfs = rootfs, kernel = KERNEL,
+            memory = "192M", rootfs = rootfs, kernel = KERNEL, boot_timeout = 600,
         }))
         vms[#vms + 1] = vm
         return vm
