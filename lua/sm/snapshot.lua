@@ -443,7 +443,7 @@ local function restore(snapshot, cfg)
     vm, err = require("sm.vm").restore(snapshot.path, snapshot.saved, image, cfg)
     if not vm then
         image:close()
-        return nil, err:gsub("^snapshot%.load: ", "snapshot ")
+        return nil, (err:gsub("^snapshot%.load: ", "snapshot "))
     end
     vm.snapshot_id, vm.own_image = snapshot.id, true
     local ok
