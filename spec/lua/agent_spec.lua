@@ -628,6 +628,24 @@ describe("the agent: options", function()
         end)
     end)
 
+    it("is told who it is after a redial, and only once it has booted", function()
+        support.with({ boot = false }, function(a)
+            local ok, err = a:resume { hostname = "copy" }
+            assert.is_nil(ok)
+            assert.equal("resume: the guest was never set up", err)
+        end)
+        support.with({}, function(a)
+            assert.is_true(a:resume {
+                hostname = "copy", hosts = "127.0.0.1 copy\n", resolv = "", machine_id = ("0a"):rep(16), timeout = 10,
+            })
+            assert.is_true(a:resume {}) -- a copy of a copy
+            local ok, err = a:resume { machine_id = "short" }
+            assert.is_nil(ok)
+            assert.matches("^resume: RESUME: ", err)
+            assert.is_false(pcall(a.resume, a, { root = "tmpfs" }))
+        end)
+    end)
+
     it("fails requests before boot, and boots once", function()
         support.with({ boot = false }, function(a)
             local r, err = sh(a, "true")

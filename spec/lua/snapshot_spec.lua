@@ -5,6 +5,7 @@
 package.cpath = package.cpath:gsub("([^;]*build/)%?%.so", "%1fake/?.so;%1?.so")
 
 local core = require "sm.core"
+local saved = require "support.saved"
 local shell = require "support.shell"
 local uv = require "luv"
 
@@ -84,6 +85,49 @@ describe("snapshots on the disk", function()
         assert.is_nil(ok)
         assert.equal("snapshot v: damaged: its memory does not match its checksum", err)
         assert.is_table(snapshot.open "v") -- which reads no memory
+    end)
+
+    it("are whole or not there, whenever their maker is killed", function()
+        math.randomseed(4)
+        local found = 0
+        local function begun(finished)
+            for name in uv.fs_scandir_next, assert(uv.fs_scandir(snapshot.dir())) do
+                if not finished or name:match "^s.*%.sms$" then
+                    return true
+                end
+            end
+        end
+        for round = 1, 8 do
+            local handle, pid = uv.spawn("/usr/bin/lua5.4", {
+                args = { "spec/support/saved.lua" }, stdio = { nil, nil, 2 },
+            }, function() end)
+            -- Until it has saved something, and a random while longer.
+            local deadline = uv.hrtime() + 60e9
+            while not begun(round % 2 == 0) and uv.hrtime() < deadline do
+                uv.sleep(2)
+            end
+            uv.sleep(math.random(0, 60))
+            uv.kill(pid, "sigkill")
+            handle:close()
+            local list, damaged = snapshot.list()
+            assert.same({}, damaged)
+            found = found + #list
+            for _, one in ipairs(list) do
+                assert.is_true(snapshot.verify(one))
+                assert(snapshot.remove(one))
+            end
+        end
+        assert.is_true(found >= 4)
+        -- What the dead left unfinished goes with the next one.
+        assert(snapshot.create(saved.machine(), { name = "last" }))
+        local names = {}
+        for name in uv.fs_scandir_next, assert(uv.fs_scandir(snapshot.dir())) do
+            names[#names + 1] = name
+        end
+        assert.same({ "last.sms" }, names)
+        local ok, err = snapshot.create(saved.machine(), { name = "last" })
+        assert.is_nil(ok)
+        assert.equal("snapshot last: there is one of that name", err)
     end)
 
     it("are refused when their image is gone", function()
