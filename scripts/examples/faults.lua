@@ -24,7 +24,7 @@ touch /after 2>/dev/null && echo "still writable" || echo "read-only now"
 ]]
 
 local function campaign(seed)
-    local vm <close> = assert(sm.start(image, { memory = "128M" }))
+    local vm <close> = assert(sm.start(image, { memory = "128M", boot_timeout = 600 }))
     local machine = vm.parts.worker
     local rule = assert(machine:add_fault {
         disk = SCRATCH, action = "fail", operation = "write",
