@@ -578,7 +578,7 @@ local function traces(target)
         assert(vm:trace { exits = true })
         local exits = vm:stats().vcpus[1].exits
         local deadline = loop.now() + LIMIT
-        while vm:stats().vcpus[1].exits < exits + 20000 do
+        while vm:stats().vcpus[1].exits < exits + 6000 do
             assert(loop.now() < deadline)
             loop.sleep(0.005)
         end
