@@ -37,6 +37,26 @@ describe("embedded", function()
     end)
 end)
 
+describe("under other loops, the same", function()
+    local function lua(driver)
+        shell.run "make -s build/fake/sm/core.so build/fake/sm-worker"
+        return shell.run(("LUA_PATH='%s/lua/?.lua;;' LUA_CPATH='%s/build/fake/?.so;;' timeout 300 %s spec/host/machines.lua 2")
+            :format(root, root, driver))
+    end
+
+    it("works with luv's, which the host runs", function()
+        assert.equal("ok\n", lua "lua5.4 spec/host/luv.lua")
+    end)
+
+    it("works with cqueues", function()
+        assert.equal("ok\n", lua "lua5.4 spec/host/cqueues.lua")
+    end)
+
+    it("works inside Prosody, whose signals go on working", function()
+        assert.equal("ok\nended in order\n", lua "spec/host/prosody/run")
+    end)
+end)
+
 describe("make install", function()
     it("puts the modules where stock Lua finds them, and they find the rest", function()
         local dir = shell.tmpdir()
