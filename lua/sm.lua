@@ -157,6 +157,8 @@ end
 ---@return string? id
 ---@return string? err
 function M.launch_copy(snapshot, opts)
+    check("sm.launch_copy", 1, snapshot, "snapshot", "string")
+    check("sm.launch_copy", 2, opts, "opts", "table?")
     return require("sm.owner").launch_copy(snapshot, opts)
 end
 

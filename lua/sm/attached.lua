@@ -525,6 +525,7 @@ end
 ---@return { name: string?, path: string, id: string, stored: integer, pause: number }?
 ---@return string? err
 function VM:snapshot(opts)
+    check("attached:snapshot", 1, opts, "opts", "table")
     local path = opts.path
     if path and path:sub(1, 1) ~= "/" then
         path = uv.cwd() .. "/" .. path
