@@ -401,6 +401,8 @@ end
 ---@return sm.Stream?
 ---@return string? err
 function VM:connect(port, timeout)
+    check("vm:connect", 1, port, "port", "integer")
+    check("vm:connect", 2, timeout, "timeout", "number?")
     local agent, err = agent_of(self)
     if not agent then
         return nil, err
@@ -415,6 +417,8 @@ end
 ---@return sm.Listener?
 ---@return string? err
 function VM:listen(port, timeout)
+    check("vm:listen", 1, port, "port", "integer")
+    check("vm:listen", 2, timeout, "timeout", "number?")
     local agent, err = agent_of(self)
     if not agent then
         return nil, err
