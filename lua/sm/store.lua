@@ -84,10 +84,16 @@ local function check_layout(self)
             return nil, why
         end
         -- Two at once write the same bytes; the name decides, not the content.
-        local temporary = ("%s/tmp/oci-layout.%d"):format(self.dir, uv.os_getpid())
-        ok, why = files.write_plain(temporary, layout_text)
-        if ok then
-            ok, why = uv.fs_rename(temporary, path)
+        -- Whoever is in the store already may clear ours away: then try again.
+        local temporary, gone = ("%s/tmp/oci-layout.%d"):format(self.dir, uv.os_getpid()), nil
+        for _ = 1, 20 do
+            ok, why = files.write_plain(temporary, layout_text)
+            if ok then
+                ok, why, gone = uv.fs_rename(temporary, path)
+            end
+            if ok or gone ~= "ENOENT" then
+                break
+            end
         end
         if not ok then
             return nil, "the image store cannot be made: " .. why

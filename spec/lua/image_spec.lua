@@ -440,7 +440,7 @@ describe("sm.image", function()
             end
             for _, other in ipairs(children) do
                 local code, _, text = other:wait()
-                assert.equal(0, code)
+                assert.equal(0, code, text)
                 assert.equal(what.digest .. "\n", text)
             end
         end)
