@@ -70,6 +70,17 @@ void sm_nic_finish_csum(struct sm_net_hdr *hdr, uint8_t *frame, const struct sm_
     hdr->csum_start = hdr->csum_offset = 0;
 }
 
+/* The worker checked it already, if it still is the worker's own code. */
+static void clean_header(struct sm_net_hdr *h)
+{
+    h->flags &= SM_NET_HDR_NEEDS_CSUM;
+    h->num_buffers = 0;
+    if (!h->flags)
+        h->csum_start = h->csum_offset = 0;
+    if (!h->gso_type)
+        h->gso_size = h->hdr_len = 0;
+}
+
 /* A header may point nowhere but at its packet's own checksum: a backend that
  * fills it in (a tap) would else write over what the policy has read. */
 static const char *check_offloads(const struct sm_net_hdr *h, const struct sm_packet *p)
@@ -81,7 +92,9 @@ static const char *check_offloads(const struct sm_net_hdr *h, const struct sm_pa
         ((!tcp && p->kind != SM_PACKET_UDP) || p->first_fragment || h->csum_start != p->l4 ||
          h->csum_offset != (tcp ? 16 : 6)))
         return "checksum offload that points elsewhere";
-    if (gso && (!tcp || p->first_fragment || gso != (p->src.family == 4 ? SM_NET_GSO_TCPV4
+    if (h->gso_type && (!h->gso_size || !h->flags || h->hdr_len > p->len))
+        return "malformed segmentation";
+    if (h->gso_type && (!tcp || p->first_fragment || gso != (p->src.family == 4 ? SM_NET_GSO_TCPV4
                                                                         : SM_NET_GSO_TCPV6)))
         return "segmentation of what is no TCP";
     return NULL;
@@ -212,6 +225,7 @@ void sm_nic_out(struct sm_nic *nic, struct sm_net_hdr *h, uint8_t *frame, size_t
     bool fresh;
     enum sm_verdict v;
 
+    clean_header(h);
     sm_packet_parse(frame, len, &p);
     why = p.kind == SM_PACKET_BAD ? NULL : check_offloads(h, &p);
     if (why) {
