@@ -14,8 +14,10 @@ uv.os_setenv("TMUX_TMPDIR", os.getenv "XDG_RUNTIME_DIR")
 local name = "tty" .. uv.os_getpid()
 local saved = os.getenv "XDG_RUNTIME_DIR" .. "/" .. name
 
+local server = 0 -- one for each spec: the last one may still be on its way out
+
 local function tmux(...)
-    return shell.run { "tmux", "-L", "sm-spec", "-f", "/dev/null", ... }
+    return shell.run { "tmux", "-L", name .. "-" .. server, "-f", "/dev/null", ... }
 end
 
 -- Each line begins with a line break and keeps the spaces at its end: a prompt
@@ -44,6 +46,7 @@ end
 describe("sm run -it", function()
     -- A shell of the user's; what runs in it comes and goes.
     before_each(function()
+        server = server + 1
         tmux("new-session", "-d", "-s", "s", "-x", "91", "-y", "27", "bash --norc")
         keys("PS1='host> '; stty -g > " .. saved .. ".before; clear", "Enter")
         see "host> "
@@ -53,8 +56,13 @@ describe("sm run -it", function()
         pcall(tmux, "kill-server")
         os.remove(saved .. ".before")
         os.remove(saved .. ".after")
+    end)
+
+    -- What a killed sm leaves, the next one has swept.
+    teardown(function()
         assert.same({}, spec.settled_leftovers())
     end)
+
 
     local function run()
         keys(("clear; ./sm run -q -it --name %s %s sh"):format(name, spec.image "one"), "Enter")

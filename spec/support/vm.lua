@@ -46,9 +46,8 @@ end
 function M.leftovers()
     local found = {}
     local p = assert(io.popen(([[
-        for p in /proc/[0-9]*; do
-            grep -qz '^XDG_RUNTIME_DIR=%s$' "$p/environ" 2>/dev/null &&
-                readlink "$p/exe" 2>/dev/null | grep -E '/(sm|sm-worker)( |$)'
+        for p in $(grep -lz '^XDG_RUNTIME_DIR=%s$' /proc/[0-9]*/environ 2>/dev/null); do
+            readlink "${p%%environ}exe" 2>/dev/null | grep -E '/(sm|sm-worker)( |$)'
         done
         ls -d %s/sm/* 2>/dev/null
     ]]):format(runtime, runtime)))
