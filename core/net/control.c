@@ -320,12 +320,12 @@ static int net_open(struct sm_control *c, const struct sm_msg_reader *args)
         return err;
     }
     c->nics[i] = nic;
-    sm_msg_put_map(&c->out, tap[0] ? 2 : 1);
-    sm_msg_put_str(&c->out, "nic");
-    sm_msg_put_int(&c->out, i);
+    sm_msg_put_map(&c->result, tap[0] ? 2 : 1);
+    sm_msg_put_str(&c->result, "nic");
+    sm_msg_put_int(&c->result, i);
     if (tap[0]) {
-        sm_msg_put_str(&c->out, "tap");
-        sm_msg_put_str(&c->out, tap);
+        sm_msg_put_str(&c->result, "tap");
+        sm_msg_put_str(&c->result, tap);
     }
     return 0;
 }
@@ -369,7 +369,7 @@ static int net_publish(struct sm_control *c, const struct sm_msg_reader *args)
                     err == -EADDRINUSE ? "the port is taken"
                     : err == -EACCES   ? "no permission (ports below 1024 are root's)"
                                        : strerror(-err));
-    sm_msg_put_int(&c->out, ntohs(a.family == 4 ? ((struct sockaddr_in *)&host)->sin_port
+    sm_msg_put_int(&c->result, ntohs(a.family == 4 ? ((struct sockaddr_in *)&host)->sin_port
                                                 : ((struct sockaddr_in6 *)&host)->sin6_port));
     return 0;
 }
@@ -382,7 +382,7 @@ static int net_ready(struct sm_control *c, const struct sm_msg_reader *args)
         return -ENOENT;
     nic->ready = true;
     nic->ready_ns = sm_io_now_ns();
-    sm_msg_put_bool(&c->out, true);
+    sm_msg_put_bool(&c->result, true);
     return 0;
 }
 
@@ -394,7 +394,7 @@ static int net_decide(struct sm_control *c, const struct sm_msg_reader *args)
     if (!nic)
         return -ENOENT;
     err = sm_nic_decide(nic, (uint32_t)get_int(args, "flow", 0), get_bool(args, "allow"));
-    sm_msg_put_bool(&c->out, !err); /* false: it ended meanwhile */
+    sm_msg_put_bool(&c->result, !err); /* false: it ended meanwhile */
     return 0;
 }
 
@@ -406,7 +406,7 @@ static int net_close(struct sm_control *c, const struct sm_msg_reader *args)
         return -ENOENT;
     c->nics[index_of(c, nic)] = NULL;
     sm_nic_destroy(nic);
-    sm_msg_put_bool(&c->out, true);
+    sm_msg_put_bool(&c->result, true);
     return 0;
 }
 
@@ -417,11 +417,11 @@ static int net_confine(struct sm_control *c, const struct sm_msg_reader *args)
 
     if (err)
         return fail(c, err, "cannot confine the network process: %s", strerror(-err));
-    sm_msg_put_map(&c->out, 2);
-    sm_msg_put_str(&c->out, "seccomp");
-    sm_msg_put_bool(&c->out, done.seccomp);
-    sm_msg_put_str(&c->out, "landlock");
-    sm_msg_put_int(&c->out, done.landlock);
+    sm_msg_put_map(&c->result, 2);
+    sm_msg_put_str(&c->result, "seccomp");
+    sm_msg_put_bool(&c->result, done.seccomp);
+    sm_msg_put_str(&c->result, "landlock");
+    sm_msg_put_int(&c->result, done.landlock);
     return 0;
 }
 
@@ -458,7 +458,7 @@ static void put_flow_keys(struct sm_msg_writer *w, const struct sm_flow *f)
 static int net_stats(struct sm_control *c, const struct sm_msg_reader *args)
 {
     struct sm_nic *nic = get_nic(c, args);
-    struct sm_msg_writer *w = &c->out;
+    struct sm_msg_writer *w = &c->result;
     uint32_t count = 0, shown = 0;
 
     if (!nic)

@@ -110,7 +110,8 @@ static int serve(struct process *p, const uint8_t *msg, size_t len)
     struct sm_msg_writer *out = &p->control.out;
     struct sm_msg_reader r;
     struct sm_msg_value head, id, name;
-    size_t at, mark;
+    struct sm_msg_writer *result = &p->control.result;
+    size_t at;
     int err;
 
     sm_msg_reader_init(&r, msg, len);
@@ -118,19 +119,17 @@ static int serve(struct process *p, const uint8_t *msg, size_t len)
         head.u.count != 3 || sm_msg_next(&r, &id) < 0 || id.type != SM_MSG_INT ||
         sm_msg_next(&r, &name) < 0 || name.type != SM_MSG_BYTES)
         return -EBADMSG;
-    at = frame_begin(out);
-    mark = out->len;
-    sm_msg_put_array(out, 3);
-    sm_msg_put_int(out, id.u.i);
-    sm_msg_put_bool(out, true);
+    sm_msg_writer_rewind(result, 0);
     err = sm_control_request(&p->control, &name, &r);
+    at = frame_begin(out);
+    sm_msg_put_array(out, err ? 4 : 3);
+    sm_msg_put_int(out, id.u.i);
+    sm_msg_put_bool(out, !err);
     if (err) {
-        sm_msg_writer_rewind(out, mark);
-        sm_msg_put_array(out, 4);
-        sm_msg_put_int(out, id.u.i);
-        sm_msg_put_bool(out, false);
         sm_msg_put_str(out, p->control.err);
         sm_msg_put_int(out, -err);
+    } else {
+        sm_msg_put_raw(out, result->buf, result->len);
     }
     frame_end(out, at);
     return out->error;
@@ -200,11 +199,13 @@ static int run(int fd)
     int err = p.in ? 0 : -ENOMEM;
 
     sm_msg_writer_init(&p.control.out, OUT_BYTES);
+    sm_msg_writer_init(&p.control.result, OUT_BYTES / 2);
     p.control.event = put_event;
     while (!err)
         err = round_(&p, &poll_);
     sm_control_close(&p.control);
     sm_msg_writer_free(&p.control.out);
+    sm_msg_writer_free(&p.control.result);
     free(poll_.fds);
     free(p.in);
     return err == -EPIPE || err == -ECONNRESET ? 0 : err;

@@ -59,6 +59,10 @@ local function receive(self, chunk)
             break
         end
         local message = core.unpack(input:sub(at + 4, at + 3 + len))
+        if type(message) ~= "table" then
+            end_all(self, "the network process sent nonsense")
+            return
+        end
         at = at + 4 + len
         if message[1] == 0 then
             if self.on_event then
