@@ -181,7 +181,7 @@ describe("VMs in the background", function()
             local p <close> = assert(vm:spawn { argv = { "cat", "/dev/zero" } })
             assert(p:read "stdout")
             for i = 1, 5 do
-                assert(vm:exec { argv = { "echo", i } }.stdout == i .. "\n")
+                assert(vm:exec { argv = { "echo", tostring(i) } }.stdout == i .. "\n")
             end
             local n = 0
             while n < 2 << 20 do

@@ -20,11 +20,13 @@ return {
         if not steps then
             return nil, "history: " .. err
         end
-        print(("%-20s  %-10s  %s"):format("CREATED", "SIZE", "CREATED BY"))
+        local row = o.no_trunc and "%-20s  %-10s  %s  %s" or "%-20s  %-10s  %-60s  %s"
+        print((row:format("CREATED", "SIZE", "CREATED BY", "COMMENT"):gsub(" +$", "")))
         for _, step in ipairs(steps) do
             local created = plain(step.created):sub(1, 19):gsub("T", " ")
-            print(("%-20s  %-10s  %s"):format(created, human(step.size),
-                plain(step.created_by or step.comment, not o.no_trunc and 60 or nil)))
+            local width = not o.no_trunc and 60 or nil
+            print((row:format(created, human(step.size), plain(step.created_by, width),
+                plain(step.comment, width)):gsub(" +$", "")))
         end
         return 0
     end,
