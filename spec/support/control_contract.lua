@@ -594,7 +594,9 @@ local function traces(target)
                 lost = lost + event.count
             end
         until not event
-        assert.is_true(kept >= 4096 and lost > 0, ("kept %d, lost %d"):format(kept, lost))
+        -- None is missing; and where nobody read meanwhile, the ring ran over.
+        assert.is_true(kept >= 4096 and kept + lost >= 6000, ("kept %d, lost %d"):format(kept, lost))
+        assert.is_true(lost > 0 or target.reads_ahead)
     end)
 
     it("has every counter in one table", function()

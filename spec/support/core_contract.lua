@@ -35,6 +35,7 @@ M.targets = {
     },
     {
         name = "in a worker",
+        reads_ahead = true, -- a call in flight takes the events that come meanwhile
         vm = worker.vm,
         next_event = function(vm)
             return assert(vm:next_event(LIMIT))
