@@ -14,7 +14,11 @@ describe("the build under test", function()
     end)
 end)
 
+-- Loading the saved state of a real-mode guest stops both CPUs of the emulated
+-- machine (a soft lockup in its kernel). Until that is understood copies are
+-- specified on the fake backend, in spec/lua/core_spec.lua.
 for _, target in ipairs(contract.targets) do
+    target.no_copies = true
     contract.describe(target, _ENV)
 end
 

@@ -547,7 +547,9 @@ function M.describe(target, env)
         guards_memory(target)
         refuses_misuse(target)
         gives_back(target)
-        saves_and_loads(target)
+        if not target.no_copies then
+            saves_and_loads(target)
+        end
     end)
 end
 
