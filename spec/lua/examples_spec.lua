@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- The example scripts that need no Linux, on the fake backend; all of them run
--- on KVM in spec/kvm/examples_spec.lua.
+-- on KVM in spec/soak/examples_spec.lua.
 
 local shell = require "support.shell"
 local uv = require "luv"

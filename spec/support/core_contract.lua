@@ -2,7 +2,7 @@
 --
 -- What a VM of sm.core does, wherever it lives: this spec runs against the
 -- in-process userdata and against the worker's proxy, on the fake backend
--- (spec/lua/core_spec.lua) and on KVM (spec/kvm/core_spec.lua).
+-- (spec/lua/core_spec.lua) and on KVM (spec/soak/core_spec.lua).
 
 local assert = require "luassert"
 local asm = require "support.real16"

@@ -1,4 +1,6 @@
 -- SPDX-License-Identifier: Apache-2.0
+-- Not part of `make test`: run against this code it has left the emulated
+-- machine's kernel spinning, at another test each time, three times of three.
 -- The contract of sm.core's VMs on KVM: the same programs as on the fake
 -- backend (spec/lua/core_spec.lua), and Linux booted with primitives alone.
 
