@@ -779,6 +779,8 @@ int main(int argc, char **argv)
     d.net.relays.link = &d.host;
     d.counting = argc > 1 && !strcmp(argv[1], "--counting");
     labnet_start(&d.net);
+    if (hold_kvm())
+        perror("labd: /dev/kvm");
     link_send(&d.host, 0, F_READY, 0, "", 0);
     for (;;)
         turn(&d);

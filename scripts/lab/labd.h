@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The network half of labd (labnet.c); see there. */
+/* The parts of labd: its network (labnet.c), and hold_kvm.c; see there. */
 #ifndef LAB_LABD_H
 #define LAB_LABD_H
 
@@ -16,6 +16,9 @@ struct labnet {
     uint32_t next_chan;
     struct waiting *waiting;
 };
+
+/* Never given back. -1, and errno, when there is no KVM. */
+int hold_kvm(void);
 
 void labnet_start(struct labnet *n);
 void labnet_frame(struct labnet *n, const struct frame *f, const char *data);

@@ -56,6 +56,26 @@ describe("with-kvm", function()
         assert.equal(12, status "$L $D/kvm")
     end)
 
+    it("lives through hundreds of first and last VMs", function()
+        -- The kernel rewrites __schedule() at each (scripts/lab/hold_kvm.c).
+        shell.write(dir .. "/vms.c", [[
+            #include <fcntl.h>
+            #include <sys/ioctl.h>
+            #include <unistd.h>
+            int main(void) {
+                int kvm = open("/dev/kvm", O_RDWR);
+                for (int i = 0; i < 300; i++) {
+                    int vm = ioctl(kvm, 0xAE01, 0);
+                    if (vm < 0 || close(vm)) return 1;
+                    usleep(100);
+                }
+                return 0;
+            }
+        ]])
+        sh "cc -o $D/vms $D/vms.c"
+        assert.equal(0, status "timeout -k 1 120 $L $D/vms")
+    end)
+
     it("passes exit codes and deaths by signal", function()
         assert.equal(7, status "$L sh -c 'exit 7'")
         assert.equal(127, status "$L no-such-command")

@@ -547,9 +547,7 @@ function M.describe(target, env)
         guards_memory(target)
         refuses_misuse(target)
         gives_back(target)
-        if not target.no_copies then
-            saves_and_loads(target)
-        end
+        saves_and_loads(target)
     end)
 end
 

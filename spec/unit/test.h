@@ -41,6 +41,7 @@ static int test_passed, test_failed, test_bad;
             fprintf(stderr, "not ok: %s\n", #fn);    \
         } else {                                     \
             test_passed++;                           \
+            fprintf(stderr, "ok: %s\n", #fn);        \
         }                                            \
     } while (0)
 
