@@ -385,14 +385,15 @@ function M.create(vm, opts)
     end
     local saved
     saved, err = capture(vm, held.path, meta)
-    if saved then
+    ok = saved
+    if ok then
         ok, err = pin(path, vm.image.digest)
     end
     if ok then
         ok, err = publish(held, path, opts.name or opts.path, opts.temporary)
     end
     held:remove()
-    if not saved or not ok then
+    if not ok then
         unpin(path)
         return nil, err
     end

@@ -693,7 +693,7 @@ local function gives_back(target)
         collectgarbage()
         local grown = uv.resident_set_memory() - before
         -- A sanitizer keeps what was freed for a while.
-        local allowed = os.getenv "LD_PRELOAD" and 64 << 20 or 2 << 20
+        local allowed = os.getenv "SM_SPEC_SANITIZER" and 64 << 20 or 2 << 20
         assert.is_true(grown < allowed, ("grown by %d KiB in %d lives"):format(grown >> 10, cycles))
     end))
 end

@@ -28,8 +28,8 @@ describe("a saved VM", function()
     -- What a machine's clock says, in ns, and the host's before and after.
     local function clock(where)
         local before = now_ns()
-        local text = sh(where, "date +%s%N")
-        return tonumber(text), before, now_ns()
+        local s, us = sh(where, "adjtimex"):match "tv_sec: +(%d+).-tv_usec: +(%d+)"
+        return (s * 1000000 + us) * 1000, before, now_ns()
     end
 
     local function uptime(where)
@@ -42,7 +42,7 @@ describe("a saved VM", function()
         -- What lives in RAM alone: a file on tmpfs, and a variable of a process.
         sh(vm, [[
             echo 0123456789abcdef0123456789abcdef > /etc/machine-id
-            echo on-disk > /srv/file
+            echo on-disk > /root/file
             nonce=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
             echo $nonce > /dev/shm/nonce
             (while :; do echo $nonce > /dev/shm/alive; sleep 0.2; done) >/dev/null 2>&1 </dev/null &
@@ -90,21 +90,23 @@ describe("a saved VM", function()
         local copy <close> = assert(sm.restore(NAME))
         -- A restore, not a boot: the process runs that has the nonce.
         assert.equal(nonce, sh(copy, "rm -f /dev/shm/alive; while ! test -s /dev/shm/alive; do sleep 0.05; done; cat /dev/shm/alive"))
-        assert.equal("on-disk\n", sh(copy, "cat /srv/file"))
+        assert.equal("on-disk\n", sh(copy, "cat /root/file"))
         -- Names, and random numbers, of its own.
         assert.equal(copy.id .. "\n", sh(copy, "hostname"))
         assert.matches(copy.id, sh(copy, "cat /etc/hosts"))
         assert.not_equal(sh(vm, "cat /etc/machine-id"), sh(copy, "cat /etc/machine-id"))
         assert.matches("^%x+\n$", sh(copy, "cat /etc/machine-id"))
-        assert.matches("reseeded due to virtual machine fork", sh(copy, "dmesg"))
+        if assert(require("sm.kernel").find()).source == "own" then -- Debian's has no driver for it
+            assert.matches("reseeded due to virtual machine fork", sh(copy, "dmesg"))
+        end
         -- The wall clock is the host's, the monotonic one stood still.
         local guest, before, after = clock(copy)
         assert.is_true(guest > before - 50e6 and guest < after + 50e6,
             ("guest %d, host %d to %d"):format(guest, before, after))
         assert.is_true(uptime(copy) <= then_up + (loop.now() - restored_at) + 1)
         -- Two machines from now on.
-        sh(copy, "echo changed > /srv/file; echo more > /srv/other; sync")
-        assert.equal("on-disk\n", sh(vm, "cat /srv/file; test ! -e /srv/other"))
+        sh(copy, "echo changed > /root/file; echo more > /root/other; sync")
+        assert.equal("on-disk\n", sh(vm, "cat /root/file; test ! -e /root/other"))
     end)
 
     it("forks into a tree", function()
