@@ -16,5 +16,5 @@ assert(w:call("vm.start", {}))
 repeat
     local event = assert(w:next_event())
 until event.type == "state" and event.state == "stopped"
-io.write(w:call("console.read", {}).data)
+io.write(assert(w:call("console.read", {})))
 w:close()
