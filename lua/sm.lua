@@ -61,7 +61,7 @@ function M.start(image, cfg)
             return nil, err
         end
     end
-    return require("sm.vm").start(image, checked)
+    return require(checked.warm and "sm.warm" or "sm.vm").start(image, checked)
 end
 
 --- All counters of a VM in one table: vcpus, devices, memory, and how its

@@ -22,6 +22,7 @@
 #endif
 
 #define IN_BYTES (256u << 10)
+#define IN_SLACK_BYTES 16 /* ISA-L loads whole words, the last one past the end */
 /* The ratio counts only after this much: small layers compress by anything. */
 #define RATIO_GRACE_BYTES (64u << 20)
 
@@ -31,6 +32,8 @@ struct sm_inflate {
     bool in_eof;  /* the file has no more bytes */
     bool done;    /* the stream has no more bytes */
     bool inside;  /* within a member or frame */
+    long failed;  /* the first error, which stays: a decoder's counts mean nothing after it */
+    struct sm_image_error error;
     uint32_t ratio;
     uint64_t in_total, out_total;
     struct sm_image_progress *progress;
@@ -42,7 +45,7 @@ struct sm_inflate {
     z_stream *gz;
 #endif
     ZSTD_DStream *zstd;
-    uint8_t buf[IN_BYTES];
+    uint8_t buf[IN_BYTES + IN_SLACK_BYTES];
 };
 
 struct inflate_ops {
@@ -60,7 +63,7 @@ static int fill(struct sm_inflate *s, size_t want, struct sm_image_error *e)
     memmove(s->buf, s->next, s->avail);
     s->next = s->buf;
     while (s->avail < want && !s->in_eof) {
-        ssize_t n = read(s->fd, s->buf + s->avail, sizeof(s->buf) - s->avail);
+        ssize_t n = read(s->fd, s->buf + s->avail, IN_BYTES - s->avail);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -331,12 +334,10 @@ const char *sm_inflate_format(const struct sm_inflate *s)
     return s->ops->name;
 }
 
-long sm_inflate_read(struct sm_inflate *s, void *buf, size_t len, struct sm_image_error *e)
+static long read_some(struct sm_inflate *s, void *buf, size_t len, struct sm_image_error *e)
 {
     long n;
 
-    if (s->done)
-        return 0;
     if (s->progress && atomic_load(&s->progress->cancel))
         return sm_image_fail(e, ECANCELED, "cancelled");
     n = s->ops->read(s, buf, len > INT_MAX ? INT_MAX : len, e);
@@ -345,6 +346,24 @@ long sm_inflate_read(struct sm_inflate *s, void *buf, size_t len, struct sm_imag
     s->out_total += (uint64_t)n;
     if (s->out_total > RATIO_GRACE_BYTES && s->out_total / s->ratio > s->in_total)
         return sm_image_fail(e, EFBIG, "expands more than %u times (limit ratio)", s->ratio);
+    return n;
+}
+
+long sm_inflate_read(struct sm_inflate *s, void *buf, size_t len, struct sm_image_error *e)
+{
+    long n;
+
+    if (s->done)
+        return 0;
+    if (s->failed) {
+        *e = s->error;
+        return s->failed;
+    }
+    n = read_some(s, buf, len, e);
+    if (n < 0) {
+        s->failed = n;
+        s->error = *e;
+    }
     return n;
 }
 

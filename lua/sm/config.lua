@@ -95,6 +95,7 @@ local KEYS = {
         return v
     end,
     verbose = is "boolean",
+    warm = is "boolean",
     boot_timeout = is "number",
     eager = is "boolean",
     clock = function(v)
@@ -120,6 +121,7 @@ local KEYS = {
     add_host = net_config.add_host,
     pcap = is "string",
     on_net = is "function",
+    on_flow = is "function",
     progress = is "function",
     pull = function(v)
         if v ~= "missing" and v ~= "always" and v ~= "never" then
@@ -131,11 +133,19 @@ local KEYS = {
 }
 
 -- What a copy of a saved machine may be given; the rest is what was saved.
-local ONLY_RESTORE = { eager = true, clock = true, after = true }
+local ONLY_RESTORE = { eager = true, clock = true, after = true, on_flow = true }
 local FOR_RESTORE = {
     name = true, hostname = true, boot_timeout = true, on_console = true, on_event = true,
-    eager = true, clock = true, after = true, publish = true, on_net = true, pcap = true,
+    eager = true, clock = true, after = true, publish = true, publish_all = true,
+    on_net = true, on_flow = true, pcap = true,
 }
+
+--- Whether a copy of a saved machine may be given this key anew.
+---@param key string
+---@return boolean
+function M.for_restore(key)
+    return FOR_RESTORE[key] or false
+end
 
 local function check_keys(cfg, allowed)
     local out = {}

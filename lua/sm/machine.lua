@@ -46,8 +46,10 @@ function M.cmdline(cfg)
     return line
 end
 
--- Where the guest's PID 1 lies: next to the C modules.
-local function guest_init()
+--- Where the guest's PID 1 lies: next to the C modules.
+---@return string?
+---@return string? err
+function M.guest_init()
     local core = assert(package.searchpath("sm.core", package.cpath))
     local base = core:match("^(.*)/sm/core%.so$")
     for _, path in ipairs { base .. "/guest/init", base .. "/../../../libexec/sm/init" } do
@@ -221,7 +223,7 @@ local function prepare(cfg, id)
         return nil, err
     end
     local init
-    init, err = guest_init()
+    init, err = M.guest_init()
     if not init then
         return nil, err
     end

@@ -212,6 +212,7 @@ local function cards_of(vm)
         list[i] = {
             type = card.type, mac = card.mac, mtu = card.mtu, policy = card.policy, allow = card.allow,
             deny = card.deny, dns = card.dns, search = card.search, rate = card.rate,
+            on_flow = card.on_flow and true or nil, -- there was one: a copy without it would be freer
         }
     end
     return list
@@ -435,13 +436,36 @@ local function hold_image(snapshot)
     end } })
 end
 
-local function restore(snapshot, cfg)
-    local image, err = hold_image(snapshot)
+-- What was saved, with the functions a file cannot hold: `flows`, by card, or
+-- `on_flow` for all.
+local function saved_with(snapshot, on_flow, flows)
+    local cards = {}
+    for i, card in ipairs(snapshot.saved.cfg.net or {}) do
+        cards[i] = setmetatable({}, { __index = card })
+        if card.on_flow then
+            cards[i].on_flow = on_flow or flows[i]
+            if not cards[i].on_flow then
+                return nil, ("%s: a function decides about the flows of its network card %d, and a file holds none: "
+                    .. "give on_flow"):format(tostring(snapshot), i)
+            end
+        end
+    end
+    local cfg = setmetatable({ net = cards }, { __index = snapshot.saved.cfg })
+    return { cpus = snapshot.saved.cpus, devices = snapshot.saved.devices, cfg = cfg }
+end
+
+local function restore(snapshot, cfg, flows)
+    local saved, err = saved_with(snapshot, cfg.on_flow, flows or {})
+    if not saved then
+        return nil, err
+    end
+    local image
+    image, err = hold_image(snapshot)
     if not image then
         return nil, err
     end
     local vm
-    vm, err = require("sm.vm").restore(snapshot.path, snapshot.saved, image, cfg)
+    vm, err = require("sm.vm").restore(snapshot.path, saved, image, cfg)
     if not vm then
         image:close()
         return nil, (err:gsub("^snapshot%.load: ", "snapshot "))
@@ -517,6 +541,10 @@ function M.fork(vm, n, cfg)
     if not snapshot then
         return nil, err
     end
+    local flows = {}
+    for i, card in ipairs(vm.parts.network and vm.parts.network.cards or {}) do
+        flows[i] = card.on_flow
+    end
     local tasks, children, failed = {}, {}, nil
     for i = 1, n or 1 do
         tasks[i] = loop.spawn(function()
@@ -524,7 +552,7 @@ function M.fork(vm, n, cfg)
             for key, value in pairs(checked) do
                 own[key] = value
             end
-            return restore(snapshot, own)
+            return restore(snapshot, own, flows)
         end)
     end
     for _, task in ipairs(tasks) do

@@ -46,6 +46,8 @@ local M = {
         { "pull", nil, "WHEN", "missing (default), always or never", kind = "string" },
         { "platform", nil, "OS/ARCH", "which of a multi-platform image", kind = "string" },
         { "commit", nil, "NAME", "when the command has ended with 0, keep what it changed as an image", kind = "string" },
+        { "warm", nil, nil, "start from a snapshot of the booted machine, taken at the first time; "
+            .. "`sm snapshot ls` shows it" },
         { "restart", nil, nil, "boot again when the guest reboots" },
         { "timeout", nil, "TIME", "end the command after this long (exit code 124)", kind = "seconds" },
         { "stop-timeout", nil, "TIME", "between a stop signal and SIGKILL (default 10)", kind = "seconds" },
@@ -122,6 +124,7 @@ local function machine_config(o)
         pull = o.pull,
         platform = o.platform,
         verbose = o.verbose,
+        warm = o.warm,
         on_console = o.verbose and function(bytes)
             io.stderr:write((bytes:gsub("\r\n", "\n")))
         end or nil,

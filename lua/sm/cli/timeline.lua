@@ -25,12 +25,13 @@ function M.format(vm, marks)
     row(marks.image, "image ready")
     row(t.vm_ready, "VM ready")
     row(t.kernel_entered, "kernel entered")
+    row(t.resumed, "copy runs")
     local g = vm.guest_marks or {}
     if t.kernel_entered and g.init then
         row(t.kernel_entered + g.init / 1e9, "init")
     end
     row(t.hello, "agent answers")
-    row(t.booted, "root mounted")
+    row(t.booted, t.resumed and "told who it is" or "root mounted")
     row(t.command, "your command")
     table.sort(rows, function(a, b)
         return a.at < b.at

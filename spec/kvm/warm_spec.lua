@@ -1,0 +1,72 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- `sm run --warm`: the first run of a kind boots and saves, the next are copies.
+
+local sm = require "sm"
+local shell = require "support.shell"
+local spec = require "support.vm"
+
+describe("sm run --warm", function()
+    local function run(tail)
+        local code, out, err = spec.sm("run --warm -q --timeline " .. tail)
+        return code, out, err
+    end
+    local function templates()
+        local names = {}
+        for _, s in ipairs((sm.snapshot.list())) do
+            names[#names + 1] = s.name:match "^warm%-%x+$"
+        end
+        return names
+    end
+    local IMAGE = spec.image "one"
+
+    teardown(function()
+        for _, name in ipairs(templates()) do
+            assert(sm.snapshot.remove(name))
+        end
+        assert.same({}, spec.settled_leftovers())
+    end)
+
+    it("boots the first time and starts from the template from then on", function()
+        local code, out, err = run(IMAGE .. " sh -c 'cat /proc/sys/kernel/random/boot_id; echo mine > /root/mark'")
+        assert.equal(0, code, err)
+        assert.matches("kernel entered", err)
+        local boot_id = out
+        assert.equal(1, #templates())
+        -- The same boot, another machine, and nothing of the run before.
+        for i = 1, 2 do
+            code, out, err = run(("--name warm%d %s sh -c 'cat /proc/sys/kernel/random/boot_id; hostname; ls /root; exit %d'")
+                :format(i, IMAGE, i))
+            assert.equal(i, code, err)
+            assert.equal(("%swarm%d\n"):format(boot_id, i), out)
+            assert.matches("copy runs", err)
+            assert.not_matches("kernel entered", err)
+        end
+        assert.equal(1, #templates())
+    end)
+
+    it("takes another template for another configuration", function()
+        local code, _, err = run("-m 128M " .. IMAGE .. " true")
+        assert.equal(0, code, err)
+        assert.matches("kernel entered", err)
+        assert.equal(2, #templates())
+    end)
+
+    it("replaces a template that is damaged", function()
+        local name = require("sm.warm").name(assert(sm.image(IMAGE)), assert(require("sm.config").check { memory = "128M" }))
+        local path = assert(sm.snapshot.open(name)).path
+        shell.run(("cp --sparse=always %s %s.cut && truncate -s 1M %s.cut && mv %s.cut %s"):format(path, path, path, path, path))
+        local code, _, err = run("-m 128M " .. IMAGE .. " true")
+        assert.equal(0, code, err)
+        assert.matches("kernel entered", err)
+        code, _, err = run("-m 128M " .. IMAGE .. " true")
+        assert.equal(0, code, err)
+        assert.matches("copy runs", err)
+    end)
+
+    it("refuses what cannot be copied before anything runs", function()
+        local code, _, err = run("--net tap=none0 " .. IMAGE .. " true")
+        assert.equal(125, code)
+        assert.equal("sm: warm: a tap network cannot be copied; only user networks can\n", err)
+    end)
+end)
