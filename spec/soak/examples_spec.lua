@@ -67,6 +67,10 @@ describe("scripts/examples", function()
         assert.matches("the machine ended: %a+; Lua answered %d+ accesses, the guest sent %d+ bytes", out)
     end)
 
+    it("best-of-ten.lua keeps the best of ten copies", function()
+        assert.equal("copy 3 is the best: 10\n", sm(("scripts/examples/best-of-ten.lua %s"):format(spec.image "one")))
+    end)
+
     it("faults.lua makes a guest's writes fail", function()
         local out = sm(("scripts/examples/faults.lua %s 7"):format(spec.image "one"))
         local hits = tonumber(out:match "seed 7: (%d+) of %d+ writes failed")

@@ -26,8 +26,8 @@ local LOAD = [[
         (i=0; while :; do i=$((i+1)); [ $((i %% 500)) = 0 ] && echo $nonce $i > /dev/shm/spin.$k; done) >/dev/null 2>&1 </dev/null &
     done
     (i=0; while :; do
-        head -c 200000 /dev/urandom > /srv/blob && sha256sum /srv/blob > /srv/sum && sync
-        sha256sum -c /srv/sum >/dev/null 2>&1 || echo bad > /dev/shm/bad
+        head -c 200000 /dev/urandom > /blob && sha256sum /blob > /sum && sync
+        sha256sum -c /sum >/dev/null 2>&1 || echo bad > /dev/shm/bad
         i=$((i+1)); echo $nonce $i > /dev/shm/spin.disk
     done) >/dev/null 2>&1 </dev/null &
     (i=0; while :; do sleep 0.01; i=$((i+1)); echo $nonce $i > /dev/shm/spin.timer; done) >/dev/null 2>&1 </dev/null &
