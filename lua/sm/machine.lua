@@ -14,6 +14,7 @@ local agent = require "sm.agent"
 local initramfs = require "sm.initramfs"
 local kernel = require "sm.kernel"
 local net = require "sm.net"
+local paths = require "sm.paths"
 local rundir = require "sm.rundir"
 local scratch = require "sm.scratch"
 local worker = require "sm.worker"
@@ -46,18 +47,11 @@ function M.cmdline(cfg)
     return line
 end
 
---- Where the guest's PID 1 lies: next to the C modules.
+--- Where the guest's PID 1 lies.
 ---@return string?
 ---@return string? err
 function M.guest_init()
-    local core = assert(package.searchpath("sm.core", package.cpath))
-    local base = core:match("^(.*)/sm/core%.so$")
-    for _, path in ipairs { base .. "/guest/init", base .. "/../../../libexec/sm/init" } do
-        if uv.fs_stat(path) then
-            return path
-        end
-    end
-    return nil, "the guest's agent is missing: build/guest/init; run `make`"
+    return paths.ours("SM_INIT", { "/guest/init", "/../../../libexec/sm/init" })
 end
 
 -- Listen where the worker's vsock device will connect for the guest.

@@ -7,31 +7,19 @@
 local child = require "sm.child"
 local core = require "sm.core"
 local loop = require "sm.loop"
+local paths = require "sm.paths"
 local socket = require "sm.socket"
 local uv = require "luv"
 
 local M = {}
 
+-- The fake backend's module lies below the real one's.
+local PROGRAM = { "/sm-net", "/../sm-net", "/../../../libexec/sm/sm-net" }
+
 ---@class sm.Netd
 local Netd = {}
 Netd.__index = Netd
 Netd.__name = "sm.Netd"
-
-local function executable()
-    local named = os.getenv("SM_NET")
-    if named and named ~= "" then
-        return named
-    end
-    local module = package.searchpath("sm.core", package.cpath) or ""
-    local base = module:match("^(.*)/sm/core%.so$")
-    -- The fake backend's module lies below the real one's.
-    for _, path in ipairs { "/sm-net", "/../sm-net", "/../../../libexec/sm/sm-net" } do
-        if base and uv.fs_access(base .. path, "X") then
-            return base .. path
-        end
-    end
-    return nil, "sm-net is missing beside sm.core; run `make`, or ask for no network"
-end
 
 local function end_all(self, why)
     if self.over then
@@ -152,7 +140,7 @@ Netd.__close = Netd.close
 ---@return sm.Netd?
 ---@return string? err
 function M.spawn(opts)
-    local path, err = executable()
+    local path, err = paths.ours("SM_NET", PROGRAM)
     if not path then
         return nil, err
     end

@@ -15,29 +15,13 @@ local uv = require "luv"
 local config = require "sm.config"
 local core = require "sm.core"
 local loop = require "sm.loop"
+local paths = require "sm.paths"
 
 local M = {}
 
--- ------------------------------------------------------------- the launcher
+local PROGRAM = { "/../sm", "/../../../bin/sm" }
 
---- The `sm` executable that belongs to these modules.
----@return string?
----@return string? err
-local function executable()
-    local named = os.getenv "SM_EXECUTABLE"
-    if named and named ~= "" then
-        return named
-    end
-    local module = package.searchpath("sm.core", package.cpath) or ""
-    local base = module:match("^(.*)/sm/core%.so$") or "."
-    for _, path in ipairs { base .. "/../sm", base .. "/../../../bin/sm" } do
-        local stat = uv.fs_stat(path)
-        if stat and stat.type == "file" then
-            return path
-        end
-    end
-    return nil, "the sm executable is missing beside " .. base
-end
+-- ------------------------------------------------------------- the launcher
 
 local function start_process(path)
     local pipes = { uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false) }
@@ -94,7 +78,7 @@ end
 
 -- Start the process, tell it what to run, and wait for its word. Yields.
 local function ask(message)
-    local path, err = executable()
+    local path, err = paths.ours("SM_EXECUTABLE", PROGRAM)
     if not path then
         return nil, err
     end

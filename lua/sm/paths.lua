@@ -36,6 +36,28 @@ function M.runtime()
     return (env("XDG_RUNTIME_DIR") or ("/tmp/sm-%d"):format(uv.getuid())) .. "/sm"
 end
 
+--- A program that came with these modules: what `variable` names, or the first
+--- of `places`, which begin at the folder that sm/core.so is looked up in.
+---@param variable string of the environment
+---@param places string[]
+---@return string? path
+---@return string? err
+function M.ours(variable, places)
+    local named = env(variable)
+    if named then
+        return named
+    end
+    local module = package.searchpath("sm.core", package.cpath) or ""
+    local base = module:match("^(.*)/sm/core%.so$") or "."
+    for _, place in ipairs(places) do
+        local stat = uv.fs_stat(base .. place)
+        if stat and stat.type == "file" then
+            return base .. place
+        end
+    end
+    return nil, ("%s is missing beside %s; run `make`"):format(places[1]:match "[^/]+$", base)
+end
+
 --- mkdir -p with mode 0700 for what is new.
 ---@param dir string
 ---@return true?

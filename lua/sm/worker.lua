@@ -20,11 +20,14 @@
 local child = require "sm.child"
 local core = require "sm.core"
 local loop = require "sm.loop"
+local paths = require "sm.paths"
 local socket = require "sm.socket"
 local uv = require "luv"
 
 local M = {}
 
+-- Beside the module in use: the fake backend's gets the fake backend's worker.
+local PROGRAM = { "/sm-worker", "/../../../libexec/sm/sm-worker" }
 local LENGTH_BYTES = 4
 local END_SECONDS = 15 -- the worker ends itself sooner (core/worker.c)
 local EBUSY, BUSY_TURNS = 16, 1000 -- turns of the pipe, not of the vCPU
@@ -55,27 +58,6 @@ local EBUSY, BUSY_TURNS = 16, 1000 -- turns of the pipe, not of the vCPU
 local Worker = {}
 Worker.__index = Worker
 Worker.__name = "sm.Worker"
-
---- The executable: SM_WORKER, or beside the module in use, so that the fake
---- backend's module gets the fake backend's worker.
----@return string?
----@return string? err
-local function executable()
-    local named = os.getenv("SM_WORKER")
-    if named and named ~= "" then
-        return named
-    end
-    local module = package.searchpath("sm.core", package.cpath) or ""
-    local base = module:match("^(.*)/sm/core%.so$")
-    if base then
-        for _, path in ipairs { base .. "/sm-worker", base .. "/../../../libexec/sm/sm-worker" } do
-            if uv.fs_access(path, "X") then
-                return path
-            end
-        end
-    end
-    return nil, "sm-worker is missing beside " .. (base or "sm.core")
-end
 
 -- ---- what keeps the loop running ----
 
@@ -702,7 +684,7 @@ function M.spawn(opts)
     check_options(opts)
     local path, err = opts.executable, nil
     if not path then
-        path, err = executable()
+        path, err = paths.ours("SM_WORKER", PROGRAM)
     end
     if not path then
         return nil, err
