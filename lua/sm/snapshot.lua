@@ -368,7 +368,7 @@ function M.create(vm, opts)
     if uv.fs_lstat(path) then
         return nil, ("snapshot %s: there is one of that name"):format(opts.name or opts.path)
     elseif vm.ending then
-        return nil, "snapshot: the VM has ended: " .. vm.ending.reason
+        return nil, "snapshot: " .. vm:obituary()
     end
     local meta
     meta, err = describe(vm)
@@ -518,7 +518,7 @@ function M.fork(vm, n, cfg)
     elseif checked.name and n and n > 1 then
         return nil, "fork: one name for several copies"
     elseif vm.ending then
-        return nil, "fork: the VM has ended: " .. vm.ending.reason
+        return nil, "fork: " .. vm:obituary()
     end
     local meta, held
     meta, err = describe(vm)

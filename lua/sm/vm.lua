@@ -57,6 +57,16 @@ local function decide(self, state)
     return { reason = reason, detail = state.detail }
 end
 
+--- How the VM has ended, in words.
+---@return string
+function VM:obituary()
+    local e = self.ending
+    if not e then
+        return "the VM has ended"
+    end
+    return ("the VM has ended: %s%s"):format(e.reason, e.detail and e.detail ~= "" and ", " .. e.detail or "")
+end
+
 local function ended(self, state)
     if self.ending then
         return
@@ -84,7 +94,7 @@ local function watch(self)
     end
     self:drain_console()
     if self.parts.agent then
-        self.parts.agent:fail("the VM has ended: " .. self.ending.reason)
+        self.parts.agent:fail(self:obituary())
     end
 end
 
@@ -309,7 +319,7 @@ end
 
 local function agent_of(self)
     if self.ending or not self.parts.agent then
-        return nil, "the VM has ended" .. (self.ending and ": " .. self.ending.reason or "")
+        return nil, self:obituary()
     end
     return self.parts.agent
 end
