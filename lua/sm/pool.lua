@@ -167,6 +167,11 @@ local function trim_idle(self, vm)
     end)
 end
 
+-- The n-th of a measure, in place of the oldest.
+local function remember(list, n, value)
+    list[(n - 1) % LATENCIES + 1] = value
+end
+
 local function make(self)
     local began = loop.now()
     local own = {}
@@ -174,11 +179,11 @@ local function make(self)
         own[key] = value
     end
     local vm, err = require("sm.snapshot").restore(self.template, own)
-    self.making = self.making - 1
+    if self.closed and vm then
+        vm:close()
+    end
+    self.making = self.making - 1 -- whoever closes the pool waits for it
     if self.closed then
-        if vm then
-            vm:close()
-        end
         return
     elseif not vm then
         self.counts.failed = self.counts.failed + 1
@@ -196,7 +201,7 @@ local function make(self)
     end
     self.failures = 0
     self.counts.made = self.counts.made + 1
-    self.make_seconds[#self.make_seconds % LATENCIES + 1] = loop.now() - began
+    remember(self.make_seconds, self.counts.made, loop.now() - began)
     self.ready[#self.ready + 1] = vm
     watch(self, vm)
     serve(self)
@@ -323,7 +328,7 @@ function Pool:acquire(timeout)
         return nil, err == "timeout" and err or "pool: " .. tostring(err)
     end
     lend(self, vm)
-    self.acquire_seconds[self.counts.acquired % LATENCIES + 1] = loop.now() - began
+    remember(self.acquire_seconds, self.counts.acquired, loop.now() - began)
     fill(self)
     return vm
 end

@@ -56,6 +56,13 @@ function M.dir()
     return paths.data() .. "/snapshots"
 end
 
+--- Where the snapshot of a name lies, or would.
+---@param name string
+---@return string
+function M.path(name)
+    return ("%s/%s%s"):format(M.dir(), name, SUFFIX)
+end
+
 local function check_name(name)
     if type(name) ~= "string" or not name:match "^[%w][%w_.-]*$" or #name > 128 then
         return nil, ("snapshot: name '%s': expected letters, digits, '_', '.', '-' (128 at most)"):format(tostring(name))
@@ -107,7 +114,7 @@ function M.open(what)
     if not ok then
         return nil, err
     end
-    local path = ("%s/%s%s"):format(M.dir(), what, SUFFIX)
+    local path = M.path(what)
     if not uv.fs_stat(path) then
         return nil, ("snapshot %s: no such snapshot"):format(what)
     end
@@ -184,7 +191,7 @@ function M.remove(what)
             if not ok then
                 return nil, err
             end
-            path = ("%s/%s%s"):format(M.dir(), what, SUFFIX)
+            path = M.path(what)
         else
             path = what
         end
@@ -361,7 +368,7 @@ function M.create(vm, opts)
         if not ok then
             return nil, err
         end
-        path = ("%s/%s%s"):format(M.dir(), opts.name, SUFFIX)
+        path = M.path(opts.name)
     elseif path:sub(1, 1) ~= "/" then
         path = uv.cwd() .. "/" .. path
     end
@@ -441,7 +448,10 @@ end
 local function saved_with(snapshot, on_flow, flows)
     local cards = {}
     for i, card in ipairs(snapshot.saved.cfg.net or {}) do
-        cards[i] = setmetatable({}, { __index = card })
+        cards[i] = {}
+        for key, value in pairs(card) do
+            cards[i][key] = value
+        end
         if card.on_flow then
             cards[i].on_flow = on_flow or flows[i]
             if not cards[i].on_flow then

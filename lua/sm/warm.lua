@@ -100,12 +100,12 @@ function M.start(image, cfg)
     if not name then
         return nil, "warm: " .. err
     end
-    local template = snapshot.open(name)
-    if template then
-        local vm = snapshot.restore(template, for_copy(cfg))
+    if uv.fs_stat(snapshot.path(name)) then
+        local vm, why = snapshot.restore(name, for_copy(cfg))
         if vm then
             return vm
         end
+        io.stderr:write(("sm: warm: %s; booting instead\n"):format(why))
         snapshot.remove(name)
     end
     local vm

@@ -28,17 +28,16 @@ describe("sm run --warm", function()
     end)
 
     it("boots the first time and starts from the template from then on", function()
-        local code, out, err = run(IMAGE .. " sh -c 'cat /proc/sys/kernel/random/boot_id; echo mine > /root/mark'")
+        local code, _, err = run(IMAGE .. " sh -c 'echo mine > /root/mark'")
         assert.equal(0, code, err)
         assert.matches("kernel entered", err)
-        local boot_id = out
         assert.equal(1, #templates())
-        -- The same boot, another machine, and nothing of the run before.
+        -- Another machine, and nothing of the run before.
         for i = 1, 2 do
-            code, out, err = run(("--name warm%d %s sh -c 'cat /proc/sys/kernel/random/boot_id; hostname; ls /root; exit %d'")
-                :format(i, IMAGE, i))
+            local out
+            code, out, err = run(("--name warm%d %s sh -c 'hostname; ls /root; exit %d'"):format(i, IMAGE, i))
             assert.equal(i, code, err)
-            assert.equal(("%swarm%d\n"):format(boot_id, i), out)
+            assert.equal(("warm%d\n"):format(i), out)
             assert.matches("copy runs", err)
             assert.not_matches("kernel entered", err)
         end
@@ -58,6 +57,7 @@ describe("sm run --warm", function()
         shell.run(("cp --sparse=always %s %s.cut && truncate -s 1M %s.cut && mv %s.cut %s"):format(path, path, path, path, path))
         local code, _, err = run("-m 128M " .. IMAGE .. " true")
         assert.equal(0, code, err)
+        assert.matches("damaged.*; booting instead\n", err)
         assert.matches("kernel entered", err)
         code, _, err = run("-m 128M " .. IMAGE .. " true")
         assert.equal(0, code, err)
