@@ -44,24 +44,23 @@ describe("sm run --warm", function()
         assert.equal(1, #templates())
     end)
 
-    it("takes another template for another configuration", function()
-        local code, _, err = run("-m 128M " .. IMAGE .. " true")
-        assert.equal(0, code, err)
-        assert.matches("kernel entered", err)
-        assert.equal(2, #templates())
-    end)
-
-    it("replaces a template that is damaged", function()
-        local name = require("sm.warm").name(assert(sm.image(IMAGE)), assert(require("sm.config").check { memory = "128M" }))
-        local path = assert(sm.snapshot.open(name)).path
-        shell.run(("cp --sparse=always %s %s.cut && truncate -s 1M %s.cut && mv %s.cut %s"):format(path, path, path, path, path))
-        local code, _, err = run("-m 128M " .. IMAGE .. " true")
+    it("keeps a template for each configuration, and replaces one that is damaged", function()
+        local image, check, name_of = assert(sm.image(IMAGE)), require("sm.config").check, require("sm.warm").name
+        local name = assert(name_of(image, assert(check { name = "another", hostname = "too" })))
+        assert.same({ name }, templates())
+        for _, cfg in ipairs { { memory = "128M" }, { cpus = 2 }, { append = "quiet" }, { net = "none" }, { kernel = "stock" } } do
+            assert.not_equal(name, name_of(image, assert(check(cfg))))
+        end
+        local path = sm.snapshot.path(name)
+        shell.run(("cp --sparse=always %s %s.cut && truncate -s 1M %s.cut && mv -f %s.cut %s"):format(path, path, path, path, path))
+        local code, _, err = run(IMAGE .. " true")
         assert.equal(0, code, err)
         assert.matches("damaged.*; booting instead\n", err)
         assert.matches("kernel entered", err)
-        code, _, err = run("-m 128M " .. IMAGE .. " true")
+        code, _, err = run(IMAGE .. " true")
         assert.equal(0, code, err)
         assert.matches("copy runs", err)
+        assert.same({ name }, templates())
     end)
 
     it("refuses what cannot be copied before anything runs", function()
