@@ -10,6 +10,8 @@
 
 #include "backend.h"
 
+#define HUGE_BYTES (2u << 20)
+
 void sm_mem_init(struct sm_mem *mem, struct sm_hv *hv)
 {
     memset(mem, 0, sizeof(*mem));
@@ -47,6 +49,36 @@ static int insert_at(const struct sm_mem *mem, uint64_t gpa, uint64_t len)
 static int host_prot(unsigned prot)
 {
     return PROT_READ | (prot & SM_PROT_WRITE ? PROT_WRITE : 0);
+}
+
+/*
+ * As mmap, but so that guest and host addresses are congruent modulo 2 MiB: only
+ * then can a huge page of the host be one of the guest's second-level tables.
+ * (Kernels before 6.7 align no anonymous mapping by themselves.)
+ */
+static void *map_congruent(uint64_t gpa, uint64_t len, int prot, int flags, int fd, off_t offset)
+{
+    uint8_t *room, *p;
+    size_t head;
+
+    if (len < HUGE_BYTES)
+        return mmap(NULL, len, prot, flags, fd, offset);
+    room = mmap(NULL, len + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return room;
+    head = (gpa - (uintptr_t)room) % HUGE_BYTES;
+    p = mmap(room + head, len, prot, flags | MAP_FIXED, fd, offset);
+    if (p == MAP_FAILED) {
+        int err = errno;
+
+        munmap(room, len + HUGE_BYTES);
+        errno = err;
+        return MAP_FAILED;
+    }
+    if (head)
+        munmap(room, head);
+    munmap(p + len, HUGE_BYTES - head);
+    return p;
 }
 
 static int region_acquire(struct sm_mem_region *r, const struct sm_mem_desc *desc)
@@ -90,7 +122,7 @@ static int region_acquire(struct sm_mem_region *r, const struct sm_mem_desc *des
     default:
         return -EINVAL;
     }
-    p = mmap(NULL, desc->len_bytes, host_prot(r->prot), flags, fd, (off_t)desc->offset);
+    p = map_congruent(desc->gpa, desc->len_bytes, host_prot(r->prot), flags, fd, (off_t)desc->offset);
     if (p == MAP_FAILED) {
         int err = -errno;
 

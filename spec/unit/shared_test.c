@@ -56,6 +56,19 @@ static void mem_ptr_wants_the_whole_range(void)
     sm_mem_destroy(&mem);
 }
 
+static void mem_is_where_huge_pages_fit(void)
+{
+    static const uint64_t at[] = { 0, 3 << 20, 1ull << 32, 5ull << 30 };
+    struct sm_mem mem;
+
+    sm_mem_init(&mem, NULL);
+    for (unsigned i = 0; i < 4; i++) {
+        CHECK_EQ(map(&mem, at[i], 2u << 20), 0);
+        CHECK_EQ(((uintptr_t)sm_mem_ptr(&mem, at[i], 1) - at[i]) % (2u << 20), 0);
+    }
+    sm_mem_destroy(&mem);
+}
+
 static void mem_copies_across_regions_or_not_at_all(void)
 {
     struct sm_mem mem;
@@ -178,6 +191,7 @@ int main(void)
 {
     TEST(mem_refuses_overlap_and_misalignment);
     TEST(mem_ptr_wants_the_whole_range);
+    TEST(mem_is_where_huge_pages_fit);
     TEST(mem_copies_across_regions_or_not_at_all);
     TEST(bus_finds_the_owner_or_nobody);
     TEST(state_round_trips_and_refuses_the_wrong_section);
