@@ -1,0 +1,234 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- A machine that was booted to its init is saved by sm and by QEMU (a migration
+-- into a file), and each of them makes it again RUNS times, in turn: from the
+-- start of a process to a guest that runs, and to the first letter it says. The
+-- saved machines and sm itself lie in $XDG_RUNTIME_DIR, a tmpfs: in the lab the
+-- tree is on a 9p that caches nothing, which QEMU's program is not. In the counting
+-- lab a nanosecond is an instruction.
+--
+--   sm spec/bench/restore.lua KERNEL INITRD [RUNS]
+--   sm spec/bench/restore.lua --again FILE      (the part of it that is measured)
+
+local json = require "sm.json"
+local loop = require "sm.loop"
+local uv = require "luv"
+local worker = require "sm.worker"
+
+local MEMORY = 256 << 20
+local CMDLINE = "console=ttyS0 panic=-1 quiet mitigations=off reboot=t stay"
+local QEMU = { "-accel", "kvm", "-cpu", "host", "-M", "microvm,rtc=on", "-m", "256", "-nodefaults", "-no-user-config",
+    "-display", "none", "-serial", "stdio", "-no-reboot" }
+
+-- ------------------------------------------------------------------- sm
+
+-- Console output until it matches. Yields.
+local function hear(w, pattern)
+    local text = ""
+    repeat
+        local event = assert(w:next_event())
+        assert(event.state ~= "stopped", event.reason)
+        if event.type == "console" then
+            text = text .. assert(w:call("console.read", {}))
+        end
+    until text:find(pattern)
+end
+
+if arg[1] == "--again" then
+    local w = assert(worker.spawn { name = "again" })
+    assert(w:call("vm.create", { cpus = 1 }))
+    assert(w:call("device.add", { type = "serial" }))
+    assert(w:call("snapshot.load", { path = arg[2] }))
+    assert(w:call("vm.start", {}))
+    print "running"
+    io.stdout:flush()
+    hear(w, "t")
+    print "speaks"
+    io.stdout:flush()
+    w:close()
+    return
+end
+
+local kernel, initrd, runs = arg[1], arg[2], tonumber(arg[3] or 5)
+local dir = assert(uv.fs_mkdtemp((os.getenv "XDG_RUNTIME_DIR" or "/tmp") .. "/bench-XXXXXX"))
+local saved = { sm = dir .. "/sm.sms", qemu = dir .. "/qemu.state" }
+
+local function save_sm()
+    local w = assert(worker.spawn { name = "bench" })
+    assert(w:call("vm.create", { cpus = 1, memory = MEMORY }))
+    assert(w:call("device.add", { type = "serial" }))
+    assert(w:call("kernel.load", { kernel = kernel, initrd = initrd, cmdline = CMDLINE }))
+    assert(w:call("vm.start", {}))
+    hear(w, "init at .*t")
+    assert(w:call("vm.pause", {}))
+    assert(w:call("snapshot.save", { path = saved.sm, meta = "", sync = false }))
+    w:close()
+end
+
+-- ------------------------------------------------------------- processes
+
+-- sm where it is cached like any installed program.
+local function install()
+    assert(os.execute(("mkdir %s/build && cp -r sm lua %s/ && cp -r build/sm build/sm-worker %s/build/"):format(
+        dir, dir, dir)))
+    uv.os_setenv("LUA_PATH", dir .. "/lua/?.lua")
+    uv.os_setenv("LUA_CPATH", dir .. "/build/?.so;" .. package.cpath)
+end
+
+-- A process whose output is waited for. Yields where it waits.
+local function spawn(path, args)
+    local out, self = uv.new_pipe(), { text = "", began = uv.hrtime() }
+    local waiting
+    self.handle = assert(uv.spawn(path, { args = args, stdio = { nil, out, 2 } }, loop.guard(function()
+        self.gone = true
+        self.handle:close()
+        if waiting then
+            waiting(true)
+        end
+    end)))
+    out:read_start(loop.guard(function(_, chunk)
+        self.text = self.text .. (chunk or "")
+        if not chunk then
+            out:close()
+        elseif waiting then
+            waiting(true)
+        end
+    end))
+    function self.wait(done)
+        while not done(self) do
+            loop.await(function(settle)
+                waiting = settle
+            end)
+            waiting = nil
+        end
+        return uv.hrtime() - self.began
+    end
+    return self
+end
+
+local function says(pattern)
+    return function(process)
+        assert(not process.gone or process.text:find(pattern), "it ended: " .. process.text)
+        return process.text:find(pattern)
+    end
+end
+
+local function gone(process)
+    return process.gone
+end
+
+-- ------------------------------------------------------------------ QEMU
+
+-- Its monitor, once it listens. Yields.
+local function monitor(path)
+    local pipe, self = nil, { text = "" }
+    repeat
+        local ok = loop.await(function(settle)
+            pipe = uv.new_pipe()
+            pipe:connect(path, loop.guard(function(err)
+                settle(not err)
+            end))
+        end)
+        if not ok then
+            pipe:close()
+            loop.sleep(0.002)
+        end
+    until ok
+    local waiting
+    pipe:read_start(loop.guard(function(_, chunk)
+        self.text = self.text .. (chunk or "")
+        if waiting then
+            waiting(true)
+        end
+    end))
+    function self.expect(pattern)
+        while not self.text:find(pattern) do
+            loop.await(function(settle)
+                waiting = settle
+            end)
+            waiting = nil
+        end
+    end
+    function self.tell(command, arguments)
+        self.text = ""
+        pipe:write(json.encode { execute = command, arguments = arguments } .. "\n")
+        self.expect '"return"'
+        return self.text
+    end
+    self.expect '"QMP"'
+    self.tell "qmp_capabilities"
+    return self
+end
+
+local function qemu(more)
+    local path = ("%s/qmp-%d"):format(dir, uv.hrtime())
+    local args = table.move(QEMU, 1, #QEMU, 1, { })
+    table.move({ "-kernel", kernel, "-initrd", initrd, "-append", CMDLINE,
+        "-qmp", "unix:" .. path .. ",server=on,wait=off" }, 1, 8, #args + 1, args)
+    return spawn("qemu-system-x86_64", table.move(more or {}, 1, #(more or {}), #args + 1, args)), path
+end
+
+local function save_qemu()
+    local process, path = qemu()
+    process.wait(says "init at .*t")
+    local m = monitor(path)
+    m.tell "stop"
+    m.tell("migrate-set-parameters", { ["max-bandwidth"] = 1 << 40 }) -- none of the waiting it is made for
+    m.tell("migrate", { uri = "exec:cat > " .. saved.qemu })
+    repeat
+        loop.sleep(0.002)
+        local status = m.tell "query-migrate"
+        assert(not status:find '"failed"', status)
+    until status:find '"completed"'
+    m.tell "quit"
+    process.wait(gone)
+end
+
+-- The source was stopped, so the copy has to be told to go on.
+local function again_qemu()
+    local process, path = qemu { "-incoming", "exec:cat " .. saved.qemu }
+    local m = monitor(path)
+    repeat
+        local status = m.tell "query-status"
+        if status:find '"inmigrate"' then
+            loop.sleep(0.001)
+        end
+    until not status:find '"inmigrate"'
+    m.tell "cont"
+    local running = uv.hrtime() - process.began
+    local speaks = process.wait(says "t")
+    m.tell "quit"
+    process.wait(gone)
+    return running, speaks
+end
+
+local function again_sm()
+    local process = spawn(dir .. "/sm", { "spec/bench/restore.lua", "--again", saved.sm })
+    local running = process.wait(says "running")
+    local speaks = process.wait(says "speaks")
+    process.wait(gone)
+    return running, speaks
+end
+
+-- ---------------------------------------------------------------- results
+
+local function median(list)
+    table.sort(list)
+    return list[(#list + 1) // 2]
+end
+
+save_sm()
+save_qemu()
+install()
+local running, speaks = { sm = {}, qemu = {} }, { sm = {}, qemu = {} }
+for i = 1, runs do
+    running.sm[i], speaks.sm[i] = again_sm()
+    running.qemu[i], speaks.qemu[i] = again_qemu()
+end
+print(("%-44s %12s %12s %8s"):format("a 256 MiB machine again, median of " .. runs, "sm", "QEMU", "ratio"))
+local function row(what, a, b)
+    print(("%-44s %12.0f %12.0f %8.3f"):format(what .. ", us", a / 1000, b / 1000, a / b))
+end
+row("start of the process to a guest that runs", median(running.sm), median(running.qemu))
+row("… to its first letter", median(speaks.sm), median(speaks.qemu))
+os.execute("rm -rf " .. dir)
