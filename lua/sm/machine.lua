@@ -245,9 +245,17 @@ local function prepare(cfg, id)
     return files
 end
 
--- The folder, the listener and the worker that every machine begins with.
--- Yields.
-local function begin(id)
+-- A name for a machine that was given none.
+local function new_id()
+    return (uv.random(6):gsub(".", function(c)
+        return ("%02x"):format(c:byte())
+    end))
+end
+
+-- What every machine begins with: the folder, the listener, the worker and the
+-- network. Yields.
+local function begin(cfg, image)
+    local id = cfg.name or new_id()
     local dir, err = rundir.new(id)
     if not dir then
         return nil, err
@@ -257,7 +265,10 @@ local function begin(id)
     if parts.listener then
         parts.worker, err = worker.spawn { name = id }
     end
-    if not parts.worker then
+    if parts.worker then
+        parts.network, err = net.start(cfg, image, id, dir.path)
+    end
+    if err then
         M.stop(parts)
         return nil, err
     end
@@ -272,8 +283,7 @@ end
 ---@return table? parts { worker, rundir, listener, kernel, devices }
 ---@return string? err
 function M.start(image, cfg, marks)
-    local id = cfg.name or ("%08x%04x"):format(os.time() & 0xffffffff, math.random(0, 0xffff))
-    local parts, err = begin(id)
+    local parts, err = begin(cfg, image)
     if not parts then
         return nil, err
     end
@@ -281,12 +291,8 @@ function M.start(image, cfg, marks)
         M.stop(parts)
         return nil, why
     end
-    parts.network, err = net.start(cfg, image, id, parts.rundir.path)
-    if err then
-        return give_up(err)
-    end
     local files
-    files, err = prepare(cfg, id)
+    files, err = prepare(cfg, parts.id)
     if not files then
         return give_up(err)
     end
@@ -319,10 +325,7 @@ end
 ---@return table? parts as start
 ---@return string? err
 function M.restore(path, saved, image, opts, marks)
-    local id = opts.name or uv.random(6):gsub(".", function(c)
-        return ("%02x"):format(c:byte())
-    end)
-    local parts, err = begin(id)
+    local parts, err = begin(opts, image)
     if not parts then
         return nil, err
     end
@@ -330,11 +333,7 @@ function M.restore(path, saved, image, opts, marks)
         M.stop(parts)
         return nil, why
     end
-    parts.network, err = net.start(opts, image, id, parts.rundir.path)
-    if err then
-        return give_up(err)
-    end
-    parts.devices, err = devices_again(saved.devices, id, parts.rundir.path, parts.network)
+    parts.devices, err = devices_again(saved.devices, parts.id, parts.rundir.path, parts.network)
     if not parts.devices then
         return give_up(err)
     end
