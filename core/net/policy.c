@@ -507,11 +507,13 @@ static enum sm_verdict out_flow(struct sm_policy *p, const struct sm_packet *pkt
         sm_flow_drop(p, f);
         f = NULL;
     }
+    /* A guest asks by echo, and answers who asked it; a ping of its own is no
+     * cover for anything else. */
+    if (pkt->kind == SM_PACKET_ICMP && !echo && !(f && f->inbound)) {
+        *why = "ICMP that no flow asked for";
+        return SM_DROP;
+    }
     if (!f) {
-        if (pkt->kind == SM_PACKET_ICMP && !echo) {
-            *why = "ICMP that no flow asked for";
-            return SM_DROP;
-        }
         if (nobody(p, &pkt->dst)) {
             *why = "no such address";
             v = SM_REJECT;

@@ -374,6 +374,29 @@ static void test_odd_headers(void)
     sm_policy_free(&p);
 }
 
+/* A ping may not be the cover of other ICMP. */
+static void test_icmp_in_a_flow(void)
+{
+    static const uint8_t others[] = { 3, 5, 13, 17, 0 };
+
+    open_policy(SM_DEFAULT_ALLOW_ALL);
+    for (unsigned i = 0; i < 2; i++) {
+        const char *to = i ? "10.0.2.2" : "93.184.216.34"; /* the gateway; a host */
+
+        ip("10.0.2.15", to, IPPROTO_ICMP, 8)[0] = 8;
+        CHECK_EQ(out(), SM_PASS);
+        for (unsigned t = 0; t < sizeof(others); t++) {
+            ip("10.0.2.15", to, IPPROTO_ICMP, 8)[0] = others[t];
+            CHECK_EQ(out(), SM_DROP);
+        }
+    }
+    ip("fd00:736d::15", "fd00:736d::2", IPPROTO_ICMPV6, 8)[0] = 128;
+    CHECK_EQ(out(), SM_PASS);
+    ip("fd00:736d::15", "fd00:736d::2", IPPROTO_ICMPV6, 8)[0] = 96;
+    CHECK_EQ(out(), SM_DROP);
+    sm_policy_free(&p);
+}
+
 static void fragment(const char *dst, uint16_t id, uint16_t offset, bool more, uint16_t port)
 {
     udp(dst, 7, port);
@@ -630,6 +653,7 @@ int main(void)
     TEST(test_flows);
     TEST(test_replies_pass);
     TEST(test_flow_flood);
+    TEST(test_icmp_in_a_flow);
     TEST(test_names);
     TEST(test_rebinding);
     TEST(test_dns_goes_to_us);
