@@ -203,7 +203,8 @@ describe("scripts/kernel", function()
 allnoconfig:
 	mkdir -p $(O)
 	grep -vE '%s' $(KCONFIG_ALLCONFIG) | grep -v '=n$$' > $(O)/.config
-vmlinux bzImage:
+bzImage: vmlinux
+vmlinux:
 	%s
 	mkdir -p $(O)/include/config $(O)/arch/x86/boot
 	echo 6.1-spec > $(O)/include/config/kernel.release
