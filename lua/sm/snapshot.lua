@@ -464,7 +464,15 @@ local function saved_with(snapshot, on_flow, flows)
     return { cpus = snapshot.saved.cpus, devices = snapshot.saved.devices, cfg = cfg }
 end
 
-local function restore(snapshot, cfg, flows)
+--- As sm.restore, for who has checked the configuration (sm.config) already.
+--- Yields.
+---@async
+---@param snapshot sm.Snapshot
+---@param cfg table checked, and the copy's own from now on
+---@param flows table<integer, function>? by card, for those without `on_flow`
+---@return sm.VM?
+---@return string? err
+function M.copy(snapshot, cfg, flows)
     local saved, err = saved_with(snapshot, cfg.on_flow, flows or {})
     if not saved then
         return nil, err
@@ -508,7 +516,7 @@ function M.restore(what, cfg)
     if not snapshot then
         return nil, err
     end
-    return restore(snapshot, checked)
+    return M.copy(snapshot, checked)
 end
 
 --- See VM:fork. Yields.
@@ -562,7 +570,7 @@ function M.fork(vm, n, cfg)
             for key, value in pairs(checked) do
                 own[key] = value
             end
-            return restore(snapshot, own, flows)
+            return M.copy(snapshot, own, flows)
         end)
     end
     for _, task in ipairs(tasks) do

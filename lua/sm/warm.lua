@@ -101,7 +101,11 @@ function M.start(image, cfg)
         return nil, "warm: " .. err
     end
     if uv.fs_stat(snapshot.path(name)) then
-        local vm, why = snapshot.restore(name, for_copy(cfg))
+        local template, vm, why
+        template, why = snapshot.open(name)
+        if template then
+            vm, why = snapshot.copy(template, for_copy(cfg))
+        end
         if vm then
             return vm
         end

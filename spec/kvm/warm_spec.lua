@@ -47,6 +47,11 @@ describe("sm run --warm", function()
             assert.matches("copy runs", err)
             assert.not_matches("kernel entered", err)
         end
+        -- What is the run's own and no part of the kind goes to the copy.
+        code, _, err = run("-p 38080:80 " .. IMAGE .. " true")
+        assert.equal(0, code, err)
+        assert.matches("copy runs", err)
+        assert.not_matches("kernel entered", err)
         assert.equal(1, #templates())
     end)
 
