@@ -48,14 +48,14 @@ function M.ours(variable, places)
         return named
     end
     local module = package.searchpath("sm.core", package.cpath) or ""
-    local base = module:match("^(.*)/sm/core%.so$") or "."
+    local base = module:match("^(.*)/sm/core%.so$")
     for _, place in ipairs(places) do
-        local stat = uv.fs_stat(base .. place)
+        local stat = base and uv.fs_stat(base .. place)
         if stat and stat.type == "file" then
             return base .. place
         end
     end
-    return nil, ("%s is missing beside %s; run `make`"):format(places[1]:match "[^/]+$", base)
+    return nil, ("%s is missing beside %s; run `make`"):format(places[1]:match "[^/]+$", base or "sm.core")
 end
 
 --- mkdir -p with mode 0700 for what is new.

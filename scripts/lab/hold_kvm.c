@@ -5,11 +5,11 @@
  * KVM switches parts of the kernel's code with static keys: the preempt
  * notifiers in __schedule() when the first VM appears and when the last one
  * goes, and its own tests for a vCPU whose local APIC is off or missing. A
- * switch rewrites running code through an int3. QEMU before 8.2 translates
- * code without the page's lock: where one CPU translates the int3 while the
- * other takes it out again, the stale translation stays, and both CPUs trap
- * in __schedule() for ever (the lab's kernel is innocent, memory is right, a
- * soft lockup is all one sees). With these two the keys never switch.
+ * switch rewrites running code through an int3. Where QEMU 7.2
+ * has a thread for each CPU, one may translate the int3 while the other takes
+ * it out again; the stale translation stays, and both CPUs trap in __schedule()
+ * for ever (memory is right, a soft lockup is all one sees). With these two the
+ * keys never switch, however many CPUs the lab has (SM_LAB_CPUS).
  */
 #define _GNU_SOURCE
 #include "labd.h"
