@@ -133,7 +133,7 @@ build/fuzz/libsm.a: $(patsubst %.c,build/fuzz/obj/%.o,$(fuzz_lib))
 	rm -f $@ && ar rcs $@ $^
 build/fuzz/%: spec/fuzz/%_fuzz.c build/fuzz/libsm.a
 	clang -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -pthread -Icore -Icore/image -Icore/guest -Ispec/unit -O1 -g \
-	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -o $@ $< build/fuzz/libsm.a $(IMAGE_LIBS)
+	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -MMD -MP -o $@ $< build/fuzz/libsm.a $(IMAGE_LIBS)
 
 kernel:
 	scripts/kernel

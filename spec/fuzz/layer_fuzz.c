@@ -15,6 +15,7 @@
 
 #include "layer.h"
 #include "merge.h"
+#include "tar_fix.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -37,32 +38,6 @@ static void tear_down(void)
 {
     unlink(blob);
     rmdir(dir);
-}
-
-static void fix_checksums(uint8_t *p, size_t size)
-{
-    size_t at = 0;
-
-    while (size - at >= 512) {
-        uint8_t *h = p + at;
-        unsigned sum = 0;
-        unsigned long long length = 0;
-
-        for (int i = 0; i < 11 && h[124 + i] >= '0' && h[124 + i] <= '7'; i++)
-            length = length * 8 + (h[124 + i] - '0');
-        memset(h + 148, ' ', 8);
-        for (int i = 0; i < 512; i++)
-            sum += h[i];
-        if (sum != 8 * ' ')
-            snprintf((char *)h + 148, 8, "%06o", sum & 0777777);
-        else
-            memset(h + 148, 0, 8); /* the end */
-        length = (length + 511) / 512 * 512;
-        at += 512;
-        if (length > size - at)
-            break;
-        at += (size_t)length;
-    }
 }
 
 static void write_blob(const uint8_t *data, size_t size)
@@ -92,8 +67,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         atexit(tear_down);
     }
     memcpy(copy, data, size);
-    if (size >= 512 && !memcmp(copy + 257, "ustar", 5))
-        fix_checksums(copy, size);
+    tar_fix_checksums(copy, size);
     write_blob(copy, size);
     free(copy);
     if (sm_layer_ingest(&cfg, &result, &e) == 0) {
