@@ -38,7 +38,8 @@ struct sm_fetch_spec {
     size_t n_headers;
     const void *body; /* NULL: none */
     size_t body_bytes;
-    const char *cafile; /* NULL: the system's */
+    const char *cafile; /* authorities besides the system's, or NULL */
+    const char *certfile, *keyfile; /* who we are (PEM), or NULL */
     bool insecure;      /* accept any certificate */
     uint64_t limit_bytes; /* of a body in memory, or of a file without size */
     const char *file;     /* NULL: memory */

@@ -4,8 +4,8 @@
  *
  * core.fetcher{ parallel=4, user_agent="sm" } -> f
  *   parallel bounds the transfers into files; those into memory never wait.
- * f:submit{ url=, method=, headers={"Name: value", ...}, body=, cafile=,
- *           insecure=, low_speed=seconds | {bytes=1024, seconds=30},
+ * f:submit{ url=, method=, headers={"Name: value", ...}, body=,
+ *           cafile=, certfile=, keyfile=, insecure=, low_speed=seconds | {bytes=1024, seconds=30},
  *           connect_timeout=15, timeout=,        seconds; no timeout by default
  *           limit_bytes=4 MiB,                   a body in memory
  *           file=, offset=0, size=, digest= }    a body in a file
@@ -128,6 +128,8 @@ static void read_spec(lua_State *L, int arg, struct sm_fetch_spec *s)
     s->url = lua_image_string(L, arg, "url", true);
     s->method = lua_image_string(L, arg, "method", false);
     s->cafile = lua_image_string(L, arg, "cafile", false);
+    s->certfile = lua_image_string(L, arg, "certfile", false);
+    s->keyfile = lua_image_string(L, arg, "keyfile", false);
     s->insecure = lua_image_boolean(L, arg, "insecure");
     s->file = lua_image_string(L, arg, "file", false);
     s->digest = lua_image_string(L, arg, "digest", false);
@@ -153,9 +155,9 @@ static void read_spec(lua_State *L, int arg, struct sm_fetch_spec *s)
 
 static int fetcher_submit(lua_State *L)
 {
-    static const char *const keys[] = { "url", "method", "headers", "body", "cafile", "insecure",
-                                        "limit_bytes", "file", "offset", "size", "digest",
-                                        "low_speed", "connect_timeout", "timeout", NULL };
+    static const char *const keys[] = { "url", "method", "headers", "body", "cafile", "certfile",
+                                        "keyfile", "insecure", "limit_bytes", "file", "offset",
+                                        "size", "digest", "low_speed", "connect_timeout", "timeout", NULL };
     struct box *b = check_fetcher(L);
     struct sm_fetch_spec s = { 0 };
     struct sm_image_error e = { "" };

@@ -41,6 +41,8 @@ struct sm_transfer *sm_transfer_create(const struct sm_fetch_spec *spec)
     t->spec.url = copy(spec->url, &ok);
     t->spec.method = copy(spec->method, &ok);
     t->spec.cafile = copy(spec->cafile, &ok);
+    t->spec.certfile = copy(spec->certfile, &ok);
+    t->spec.keyfile = copy(spec->keyfile, &ok);
     t->spec.file = copy(spec->file, &ok);
     t->spec.digest = copy(spec->digest, &ok);
     t->spec.headers = NULL;
@@ -75,6 +77,8 @@ void sm_transfer_free(struct sm_transfer *t)
     free((char *)t->spec.url);
     free((char *)t->spec.method);
     free((char *)t->spec.cafile);
+    free((char *)t->spec.certfile);
+    free((char *)t->spec.keyfile);
     free((char *)t->spec.file);
     free((char *)t->spec.digest);
     free((void *)t->spec.body);
@@ -419,6 +423,10 @@ static CURLcode set_options(struct sm_transfer *t, const char *user_agent)
     SET(CURLOPT_SSL_VERIFYHOST, s->insecure ? 0L : 2L);
     if (s->cafile)
         SET(CURLOPT_CAINFO, s->cafile);
+    if (s->certfile)
+        SET(CURLOPT_SSLCERT, s->certfile);
+    if (s->keyfile)
+        SET(CURLOPT_SSLKEY, s->keyfile);
     for (size_t i = 0; !r && i < s->n_headers; i++)
         if (!add_header(t, s->headers[i]))
             r = CURLE_OUT_OF_MEMORY;

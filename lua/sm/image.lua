@@ -20,33 +20,66 @@ local fetch = require "sm.fetch"
 local here = require "sm.here"
 local loop = require "sm.loop"
 local reference = require "sm.reference"
+local registries = require "sm.registries"
 local registry = require "sm.registry"
 
 local M = {}
 
 
--- A registry client made at the first need, and the source it makes.
+-- A source of a registry's images: the places this machine's configuration names
+-- for it, in order, each asked when those before it have failed. Clients are made
+-- at the first need.
 local function registry_source(opts, ref)
     local self = {}
-    local transport
-    -- A script's resolver may send us to another place, a mirror.
+    local transport, places, clients, current
+    -- A script's resolver may send us to another name, a mirror's say.
     function self.point_at(other)
-        ref = other
-        self.opened = nil
+        ref, places = other, nil
     end
-    function self.client()
-        if not self.opened then
+    local function locate()
+        if places then
+            return true
+        end
+        local found, why = registries.places(ref)
+        if not found then
+            return nil, ("%s: %s"):format(reference.familiar(ref), why)
+        end
+        places, clients, current = found, {}, 1
+        return true
+    end
+    local function client(i)
+        local place = places[i]
+        if not clients[i] then
             transport = transport or fetch.open { parallel = assemble.parallel_downloads, core = opts.core }
-            self.opened = registry.open(ref, {
-                fetch = transport, insecure = opts.insecure, cafile = opts.cafile,
+            clients[i] = registry.open(place.ref, {
+                fetch = transport, insecure = opts.insecure or place.insecure, cafile = opts.cafile or place.cafile,
+                certfile = place.certfile, keyfile = place.keyfile,
                 credentials = opts.credentials, retry_delay = opts.retry_delay,
                 notify = opts.progress,
             })
         end
-        return self.opened
+        return clients[i]
+    end
+    -- A method of a client, where it works: from the place that did so last onwards.
+    function self.ask(method, ...)
+        local ok, why = locate()
+        if not ok then
+            return nil, why
+        end
+        local from = current
+        for i = from, #places do
+            local result
+            result, why = client(i)[method](clients[i], ...)
+            if result or i == #places then
+                current = math.max(current, result and i or from)
+                return result, why
+            end
+            opts.progress { type = "retry", reason = why or places[i].ref.registry .. " does not say", delay = 0,
+                try = i, place = places[i + 1].ref.registry }
+        end
     end
     function self.blob(layer, file, watching)
-        return self.client():blob(layer, file, watching)
+        return self.ask("blob", layer, file, watching)
     end
     function self.progress(id)
         return transport:progress(id)
@@ -118,7 +151,7 @@ local function resolve(opts, ref, source)
             end
             source.point_at(other)
         end
-        return source.client():resolve(wanted or opts.platform, opts.choose)
+        return source.ask("resolve", wanted or opts.platform, opts.choose)
     end
     if opts.resolve then
         return opts.resolve(ref, opts.platform, by_default)
@@ -133,7 +166,7 @@ local function is_current(opts, ref, source)
         return false
     end
     opts.progress { type = "resolve", reference = reference.format(ref) }
-    return source.client():head() == entry.source
+    return source.ask("head") == entry.source
 end
 
 local function pull(opts, ref)
@@ -203,7 +236,8 @@ end
 ---
 --- Events: {type="resolve"}, {type="resolved", digest, layers}, {type="layer",
 --- digest, index, phase = "exists"|"waiting"|"download"|"convert"|"done", now,
---- total}, {type="retry", reason, delay, try}, {type="merge"}, {type="done"}.
+--- total}, {type="retry", reason, delay, try,
+--- place = the registry asked next, when it is another}, {type="merge"}, {type="done"}.
 ---@async
 ---@param ref string|sm.Reference
 ---@param opts table?

@@ -14,6 +14,7 @@ local files = require "sm.files"
 local gate = require "sm.gate"
 local loop = require "sm.loop"
 local reference = require "sm.reference"
+local registries = require "sm.registries"
 local registry = require "sm.registry"
 
 local M = {}
@@ -151,11 +152,18 @@ local function push(options, opts, text)
             end
         end
     end
+    -- The last place is the registry itself; mirrors take no pushes.
+    local places
+    places, why = registries.places(ref)
+    if not places then
+        return nil, ("%s: %s"):format(reference.familiar(ref), why)
+    end
+    local place = places[#places]
     local transport <close> = fetch.open { parallel = parallel_uploads, core = opts.core }
     local watch = opts.progress or function() end
     local job = { store = st, ref = ref, entries = assert(st:entries()),
-        client = registry.open(ref, { fetch = transport, insecure = opts.insecure,
-            cafile = opts.cafile, credentials = opts.credentials, retry_delay = opts.retry_delay,
+        client = registry.open(place.ref, { fetch = transport, insecure = opts.insecure or place.insecure,
+            cafile = opts.cafile or place.cafile, certfile = place.certfile, keyfile = place.keyfile, credentials = opts.credentials, retry_delay = opts.retry_delay,
             notify = watch, push = true }) }
     function job.report(blob, phase, now)
         watch { type = "layer", digest = blob.digest, phase = phase, now = now, total = blob.size }

@@ -52,12 +52,13 @@ Registry.__name = "sm.Registry"
 
 local known_options = {
     fetch = true, insecure = true, cafile = true, credentials = true, notify = true,
-    retry_delay = true, push = true,
+    retry_delay = true, push = true, certfile = true, keyfile = true,
 }
 
 --- A client for the registry of a reference.
 --- opts: fetch (a shared sm.Fetch), insecure (true: plain HTTP and unchecked
---- certificates allowed), cafile, credentials (function(registry, path) →
+--- certificates allowed), cafile (authorities besides the system's), certfile and keyfile
+--- (who we are, for the registry itself), credentials (function(registry, path) →
 --- sm.Credential?, err), push (tokens that allow it), notify (function(event), for retries),
 --- retry_delay (seconds of the first wait, for specs).
 ---@param ref sm.Reference
@@ -75,7 +76,7 @@ function M.open(ref, opts)
         ref = ref,
         fetch = opts.fetch or fetch.open(),
         owns_fetch = opts.fetch == nil,
-        cafile = opts.cafile,
+        cafile = opts.cafile, certfile = opts.certfile, keyfile = opts.keyfile,
         insecure = opts.insecure or false,
         may_use_http = opts.insecure or loopback,
         unchecked = (opts.insecure or loopback) and not opts.cafile,
@@ -189,6 +190,9 @@ local function exchange_for(self, request, target, authorization)
         exchange[key] = request[key]
     end
     table.move(request.headers or {}, 1, #(request.headers or {}), 1, exchange.headers)
+    if same_origin(target, self.origin) then
+        exchange.certfile, exchange.keyfile = self.certfile, self.keyfile
+    end
     if authorization then
         table.insert(exchange.headers, "Authorization: " .. authorization)
     end
@@ -283,6 +287,7 @@ local function settle_origin(self)
     if self.may_use_http then
         local response, _, failure = self.fetch:exchange {
             url = url.format(self.origin), insecure = self.unchecked or nil, cafile = self.cafile,
+            certfile = self.certfile, keyfile = self.keyfile,
             limit_bytes = error_limit_bytes,
         }
         local plain_port = not self.ref.host:find(":%d+$")

@@ -428,6 +428,78 @@ describe("sm.image", function()
         other.stop()
     end)
 
+    describe("asks where the machine's configuration says:", function()
+        local function configure(text)
+            shell.write(dir .. "/registries.conf", text)
+            uv.os_setenv("CONTAINERS_REGISTRIES_CONF", dir .. "/registries.conf")
+        end
+        after_each(function()
+            uv.os_unsetenv "CONTAINERS_REGISTRIES_CONF"
+        end)
+
+        it("a mirror first, the next when it fails, the registry last", function()
+            local retries = {}
+            local function watch(e)
+                retries[#retries + 1] = e.type == "retry" and e.place or nil
+            end
+            local dead = registry.start()
+            dead.stop()
+            configure(([=[
+                [[registry]]
+                location = "r.invalid"
+                [[registry.mirror]]
+                location = "%s"
+                [[registry.mirror]]
+                location = "%s"
+            ]=]):format(dead.host, reg.host))
+            local img <close> = assert(pull("r.invalid/team/multi:v1", { progress = watch }))
+            assert.equal("r.invalid/team/multi:v1", img.reference)
+            assert.same({ reg.host }, retries) -- the dead one was asked once, not once a layer
+            refuses("cannot reach the registry r.invalid", pull("r.invalid/team/none:v1"))
+            check_store()
+        end)
+
+        it("another location, and not where it is blocked", function()
+            configure(('[[registry]]\nprefix = "r.invalid/a"\nlocation = "%s/team"\n'
+                .. '[[registry]]\nlocation = "b.invalid"\nblocked = true\n'):format(reg.host))
+            local img <close> = assert(pull "r.invalid/a/one:v1")
+            assert.equal("r.invalid/a/one:v1", img.reference)
+            refuses("b.invalid/x:latest: b.invalid is blocked by", pull "b.invalid/x")
+        end)
+
+        it("as whom it says, believing the authority it names", function()
+            local ca = dir .. "/certs"
+            shell.run(([[mkdir -p %s; cd %s
+                openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -days 2
+                for who in server client; do
+                    openssl req -newkey rsa:2048 -nodes -keyout $who.key -out $who.csr -subj /CN=$who
+                    printf 'subjectAltName=IP:127.0.0.1\n' > ext
+                    openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+                        -extfile ext -out $who.pem
+                done]]):format(q(ca), q(ca)))
+            local strict = registry.start { data = reg.dir .. "/data",
+                tls = { cert = ca .. "/server.pem", key = ca .. "/server.key", clients = ca .. "/ca.pem" } }
+            local config = uv.os_getenv "XDG_CONFIG_HOME"
+            uv.os_setenv("XDG_CONFIG_HOME", dir .. "/config")
+            local certs = ("%s/config/containers/certs.d/%s"):format(dir, strict.host)
+            shell.run { "mkdir", "-p", certs }
+            shell.run { "cp", ca .. "/ca.pem", certs .. "/ca.crt" }
+            local stranger, why = pull(strict.host .. "/team/one:v1")
+            shell.run { "cp", ca .. "/client.pem", certs .. "/me.cert" }
+            shell.run { "cp", ca .. "/client.key", certs .. "/me.key" }
+            local img <close> = assert(pull(strict.host .. "/team/one:v1"))
+            if config then
+                uv.os_setenv("XDG_CONFIG_HOME", config)
+            else
+                uv.os_unsetenv "XDG_CONFIG_HOME"
+            end
+            strict.stop()
+            assert.is_nil(stranger)
+            assert.truthy(why:lower():find("certificate", 1, true), why)
+            assert.truthy(img)
+        end)
+    end)
+
     it("does the work once for many at once", function()
         local what = tiny.make()
         local server = tiny.serve(what)

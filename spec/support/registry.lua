@@ -26,6 +26,9 @@ local function config(dir, opts)
         ("http: {addr: 127.0.0.1:0, secret: spec%s}"):format(opts.tls
             and (", tls: {certificate: %s, key: %s}"):format(opts.tls.cert, opts.tls.key) or ""),
     }
+    if opts.tls and opts.tls.clients then
+        lines[#lines] = lines[#lines]:gsub("}}$", (", clientcas: [%s]}}"):format(opts.tls.clients))
+    end
     if opts.htpasswd then
         lines[#lines + 1] = ("auth: {htpasswd: {realm: spec, path: %s}}"):format(opts.htpasswd)
     end
@@ -42,7 +45,8 @@ end
 
 --- Start a registry and wait until it listens.
 --- opts: data (share another registry's storage), htpasswd (file), token
---- {realm, service, issuer, bundle}, redirect (base URL), tls {cert, key}.
+--- {realm, service, issuer, bundle}, redirect (base URL), tls {cert, key,
+--- clients (authority of the clients it lets in)}.
 ---@param opts table?
 ---@return support.Registry
 function M.start(opts)

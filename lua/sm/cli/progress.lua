@@ -117,7 +117,8 @@ function Progress:event(e)
         self.drawn = 0
         return
     elseif e.type == "retry" then
-        io.stderr:write(("%s; trying again in %g s\n"):format(e.reason, e.delay))
+        io.stderr:write(e.place and ("%s; trying %s\n"):format(e.reason, e.place)
+            or ("%s; trying again in %g s\n"):format(e.reason, e.delay))
         self.drawn = 0
         return
     elseif e.type ~= "layer" then
