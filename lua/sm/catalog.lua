@@ -6,7 +6,6 @@
 local uv = require "luv"
 local assemble = require "sm.assemble"
 local files = require "sm.files"
-local files = require "sm.files"
 local loop = require "sm.loop"
 local manifest = require "sm.manifest"
 local platform = require "sm.platform"

@@ -51,6 +51,15 @@ function M.parse_digest(text)
     return algorithm, hex
 end
 
+--- A digest as one file name, "sha256-ab…". It was checked when it came in, and is
+--- checked again here, because this is where it becomes a path.
+---@param digest string
+---@return string
+function M.file_name(digest)
+    local algorithm, hex = assert(M.parse_digest(digest))
+    return algorithm .. "-" .. hex
+end
+
 -- One path component: [a-z0-9]+ joined by ".", "_", "__" or any number of "-".
 local function component_ok(text)
     if not text:find("^[a-z0-9]") or not text:find("[a-z0-9]$") or text:find("[^a-z0-9._-]") then

@@ -7,7 +7,6 @@ local machine = require "sm.machine"
 local sm = require "sm"
 local spec = require "support.vm"
 
-local loop = sm.loop
 
 local function sh(vm, script, opts)
     opts = opts or {}

@@ -12,7 +12,6 @@ local image = require "sm.image"
 local images = require "support.images"
 local ingest = require "support.ingest"
 local json = require "sm.json"
-local loop = require "sm.loop"
 local registry = require "support.registry"
 local shell = require "support.shell"
 

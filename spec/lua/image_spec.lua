@@ -494,8 +494,8 @@ describe("sm.image", function()
                 uv.os_unsetenv "XDG_CONFIG_HOME"
             end
             strict.stop()
-            assert.is_nil(stranger)
-            assert.truthy(why:lower():find("certificate", 1, true), why)
+            -- The server's alert may come before or after it hangs up: no certain words.
+            refuses(strict.host .. "/team/one:v1: ", stranger, why)
             assert.truthy(img)
         end)
     end)

@@ -6,7 +6,6 @@
 local uv = require "luv"
 local loop = require "sm.loop"
 local oci_config = require "sm.oci_config"
-local sm = require "sm"
 local streams = require "sm.cli.streams"
 local terminal = require "sm.cli.terminal"
 local vms = require "sm.cli.vms"
