@@ -193,6 +193,11 @@ static const struct sm_arg_spec vsock_fault_args[] = {
     { "port", SM_ARG_INT, .max = UINT32_MAX, .doc = "of a reset: only streams with this port" },
 };
 
+static const struct sm_arg_spec clock_fault_args[] = {
+    { "action", SM_ARG_CHOICE, .required = true, .choices = "stop|go",
+      .doc = "let the guest's clock stand still, or go on from there" },
+};
+
 static const struct sm_arg_spec trace_set_args[] = {
     { "exits", SM_ARG_BOOL, .doc = "what a vCPU left the guest for" },
     { "requests", SM_ARG_BOOL, .doc = "what devices were asked" },
@@ -295,6 +300,10 @@ static const struct sm_cmd table[] = {
       .states = SM_IN_ANY, .run = sm_cmd_fault_list },
     { "vsock.fault", "vsock_fault", "Reset or stall vsock streams; how many were reset.",
       ARGS(vsock_fault_args), .states = SM_IN_ANY, .run = sm_cmd_vsock_fault },
+    { "clock.fault", "clock_fault",
+      "Stop the guest's clock: its time stands still and its timers do not come due, to 10 ms. "
+      "It is the paravirtual clock that stops; a guest with clocksource=tsc does not notice.",
+      ARGS(clock_fault_args), .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_clock_fault },
     { "device.list", "devices",
       "The virtio devices: a list of {name, gpa, gsi, requests, interrupts, status, features, queues}.",
       .states = SM_IN_ANY, .run = sm_cmd_device_list },

@@ -114,6 +114,7 @@ int sm_cmd_fault_add(struct sm_call *call);
 int sm_cmd_fault_remove(struct sm_call *call);
 int sm_cmd_fault_list(struct sm_call *call);
 int sm_cmd_vsock_fault(struct sm_call *call);
+int sm_cmd_clock_fault(struct sm_call *call);
 int sm_cmd_device_list(struct sm_call *call);
 int sm_cmd_trace_set(struct sm_call *call);
 

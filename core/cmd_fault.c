@@ -164,6 +164,18 @@ int sm_cmd_vsock_fault(struct sm_call *call)
     return sm_call_fail(call, -ENODEV, "the VM has no vsock");
 }
 
+/* ---- the clock ---- */
+
+int sm_cmd_clock_fault(struct sm_call *call)
+{
+    bool stop = sm_call_uint(call, "action", 0) == 0;
+    int err = sm_vm_clock_stop(call->m->vm, stop);
+    if (err == -EALREADY) {
+        return sm_call_fail(call, err, stop ? "the clock is stopped already" : "the clock is going");
+    }
+    return err ? sm_call_fail(call, err, "the clock: %s", strerror(-err)) : 0;
+}
+
 /* ---- devices ---- */
 
 static void put_queue(struct sm_msg_writer *w, const struct sm_virtio_queue *q)

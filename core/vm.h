@@ -122,6 +122,15 @@ int sm_vm_resume(struct sm_vm *vm);
 void sm_vm_stop(struct sm_vm *vm, enum sm_stop reason, const char *detail);
 void sm_vm_state(struct sm_vm *vm, struct sm_vm_status *out);
 
+/*
+ * A fault: the guest's paravirtual clock stands still, give or take
+ * SM_CLOCK_STOP_NS, and goes on from there when it is let go. Timers of the guest
+ * do not come due meanwhile. A guest that counts by the TSC instead (Linux:
+ * clocksource=tsc) does not notice. -EALREADY: it is so already.
+ */
+#define SM_CLOCK_STOP_NS 10000000ull
+int sm_vm_clock_stop(struct sm_vm *vm, bool stop);
+
 /* Run fn(vcpu, arg) on that vCPU's thread, at an instruction boundary, and
  * return its result; a running vCPU is kicked for it and goes on after. */
 int sm_vm_vcpu_call(struct sm_vm *vm, unsigned index,

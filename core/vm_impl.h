@@ -42,6 +42,8 @@ struct sm_vm {
     struct sm_device *devices; /* newest first */
     struct sm_virtio_slot virtio[SM_VIRTIO_MMIO_MAX];
     unsigned virtio_count;
+    struct sm_clock stopped_at; /* the I/O thread's, with its timer */
+    struct sm_io_timer clock_timer; /* armed while the clock is stopped */
     uint32_t next_gsi, last_gsi; /* last: given by sm_vm_next_irq */
     struct sm_claims claims;
     bool has_serial;

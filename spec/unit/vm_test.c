@@ -246,6 +246,43 @@ static void a_debug_exit_parks_one_vcpu(void)
     sm_vm_destroy(vm);
 }
 
+static uint64_t guest_ns(struct sm_vm *vm)
+{
+    struct sm_clock clock;
+
+    CHECK_EQ(sm_hv_clock_get(sm_vm_hv(vm), &clock), 0);
+    return clock.guest_ticks;
+}
+
+static void pass_time(uint64_t ns)
+{
+    uint64_t until = sm_io_now_ns() + ns;
+
+    while (sm_io_now_ns() < until)
+        poll(NULL, 0, 10);
+}
+
+/* In halves, for the thread that turns the clock back may be late. */
+static void a_stopped_clock_stands_and_goes_on_from_there(void)
+{
+    const uint64_t span = 400000000;
+    struct sm_vm *vm = vm_new(1);
+    uint64_t then, gone;
+
+    CHECK_EQ(sm_vm_clock_stop(vm, false), -EALREADY);
+    then = guest_ns(vm);
+    CHECK_EQ(sm_vm_clock_stop(vm, true), 0);
+    CHECK_EQ(sm_vm_clock_stop(vm, true), -EALREADY);
+    pass_time(span);
+    CHECK_EQ(sm_vm_clock_stop(vm, false), 0);
+    gone = guest_ns(vm) - then;
+    CHECK(gone < span / 2);
+    then = guest_ns(vm);
+    pass_time(span);
+    CHECK(guest_ns(vm) - then >= span);
+    sm_vm_destroy(vm);
+}
+
 int main(void)
 {
     TEST(every_fatal_exit_ends_the_vm);
@@ -254,5 +291,6 @@ int main(void)
     TEST(the_first_reason_wins);
     TEST(a_stop_may_cross_anything);
     TEST(a_debug_exit_parks_one_vcpu);
+    TEST(a_stopped_clock_stands_and_goes_on_from_there);
     return test_report();
 }
