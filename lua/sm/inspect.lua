@@ -10,7 +10,7 @@ local PAGE = 4096
 
 -- The machine that takes commands.
 local function machine_of(vm)
-    return type(vm) == "table" and vm.parts and vm.parts.worker or vm
+    return type(vm) == "table" and vm.parts and vm:machine() or vm
 end
 
 -- Call fn(gpa, len) for each piece of a virtual range.

@@ -132,6 +132,7 @@ local OVERVIEW = [[
   vm = assert(sm.start("debian:12-slim"))       boot an image
   vm:exec { argv = { "uname", "-a" } }          run something in it
   m = assert(core.vm { memory = "1M" })         a bare machine; m:<Tab> shows what it can do
+  m = vm:machine()                              the machine of a VM: m:regs(0), m:add_breakpoint{…}
   inspect.peek(vm, address, len)                memory by the guest's own addresses
   inspect.virtqueue(vm, "blk0")                 a device's queue
   s = assert(symbols.load "System.map")         names: s:find "do_sys_openat2", s:name(0xffff…)
@@ -348,6 +349,14 @@ end
 
 -- Tell a machine's events to fn, or print them, until it stops.
 local function on_event(self, vm, fn)
+    if type(vm) == "table" and vm.parts then -- its own task takes them
+        return vm:on_event(function(event)
+            local ok, err = pcall(fn, event)
+            if not ok then
+                self:say("on_event: " .. tostring(err))
+            end
+        end)
+    end
     return loop.spawn(function()
         while true do
             local event

@@ -46,10 +46,9 @@ end
 
 -- The same from a product VM, whose events its own task takes.
 local function overhear(vm, opts, take)
-    local before = vm.cfg.on_event
-    vm.cfg.on_event = take
+    local before = vm:on_event(take)
     local _ <close> = setmetatable({}, { __close = function()
-        vm.cfg.on_event = before
+        vm:on_event(before)
     end })
     local deadline = loop.now() + (opts.seconds or 1)
     while loop.now() < deadline and not vm.ending and not (opts.done and opts.done()) do
@@ -68,7 +67,7 @@ end
 function M.record(vm, opts)
     opts = opts or {}
     check(opts)
-    local machine = type(vm) == "table" and vm.parts and vm.parts.worker or vm
+    local machine = type(vm) == "table" and vm.parts and vm:machine() or vm
     local all = not (opts.exits or opts.requests or opts.interrupts)
     local records = { lost = 0 }
     local function take(event)

@@ -98,6 +98,24 @@ local function watch(self)
     end
 end
 
+--- The machine under it, in its worker: memory, registers, breakpoints, faults and
+--- traces, as `worker.vm` gives. Its events are the VM's to take: see `on_event`.
+---@return table machine
+function VM:machine()
+    return self.parts.worker
+end
+
+--- Give every event of the machine that the VM has no use for (a vCPU that is held,
+--- a trace) to a function; nil: to none. Returns the one before.
+---@param fn? fun(event: table)
+---@return fun(event: table)?
+function VM:on_event(fn)
+    check("vm:on_event", 1, fn, "fn", "function?")
+    local before = self.cfg.on_event
+    self.cfg.on_event = fn
+    return before
+end
+
 --- Take what the guest's consoles wrote since the last time; kept, at most
 --- 64 KiB of it, for error messages. Yields.
 function VM:drain_console()

@@ -25,17 +25,17 @@ touch /after 2>/dev/null && echo "still writable" || echo "read-only now"
 
 local function campaign(seed)
     local vm <close> = assert(sm.start(image, { memory = "128M", boot_timeout = 600 }))
-    local machine = vm.parts.worker
+    local machine = vm:machine()
     local rule = assert(machine:add_fault {
         disk = SCRATCH, action = "fail", operation = "write",
         skip = 8, probability = 0.3, seed = math.tointeger(seed),
     })
     local failed = {}
-    vm.cfg.on_event = function(event)
+    vm:on_event(function(event)
         if event.type == "trace" and event.fault then
             failed[#failed + 1] = ("%d+%d"):format(event.sector, event.size)
         end
-    end
+    end)
     assert(machine:trace { requests = true })
     local result = assert(vm:exec { argv = { "sh", "-c", WORK }, timeout = 300 })
     assert(machine:trace {})

@@ -4,56 +4,31 @@
 
 local shell = require "support.shell"
 local spec = require "support.vm"
+local terminal = require "support.terminal"
 
-local loop = require "sm.loop"
 local uv = require "luv"
-
--- Its socket lies on a file system of this kernel: /tmp is another's in the lab.
-uv.os_setenv("TMUX_TMPDIR", os.getenv "XDG_RUNTIME_DIR")
 
 local name = "tty" .. uv.os_getpid()
 local saved = os.getenv "XDG_RUNTIME_DIR" .. "/" .. name
 
-local server = 0 -- one for each spec: the last one may still be on its way out
-
-local function tmux(...)
-    return shell.run { "tmux", "-L", name .. "-" .. server, "-f", "/dev/null", ... }
-end
-
--- Each line begins with a line break and keeps the spaces at its end: a prompt
--- ends in one.
-local function screen()
-    return "\n" .. tmux("capture-pane", "-p", "-N", "-t", "s")
-end
-
-local function keys(...)
-    tmux("send-keys", "-t", "s", ...)
-end
-
--- Look until the screen shows the pattern; a pane has no event to wait for.
-local function see(pattern, seconds)
-    local limit = loop.now() + (seconds or 120)
-    while true do
-        local text = screen()
-        if text:find(pattern) then
-            return text
-        end
-        assert(loop.now() < limit, "the screen never showed " .. pattern .. ":\n" .. text)
-        loop.sleep(0.2)
-    end
-end
-
 describe("sm run -it", function()
+    local tty
+    local function keys(...)
+        tty:keys(...)
+    end
+    local function see(pattern)
+        return tty:see(pattern)
+    end
+
     -- A shell of the user's; what runs in it comes and goes.
     before_each(function()
-        server = server + 1
-        tmux("new-session", "-d", "-s", "s", "-x", "91", "-y", "27", "bash --norc")
-        keys("PS1='host> '; stty -g > " .. saved .. ".before; clear", "Enter")
+        tty = terminal.open(91, 27)
+        keys("stty -g > " .. saved .. ".before; clear", "Enter")
         see "host> "
     end)
 
     after_each(function()
-        pcall(tmux, "kill-server")
+        tty:close()
         os.remove(saved .. ".before")
         os.remove(saved .. ".after")
     end)
@@ -62,7 +37,6 @@ describe("sm run -it", function()
     teardown(function()
         assert.same({}, spec.settled_leftovers())
     end)
-
 
     local function run()
         keys(("clear; ./sm run -q -it --name %s %s sh"):format(name, spec.image "one"), "Enter")
@@ -86,7 +60,7 @@ describe("sm run -it", function()
         see "\n27 91"
         keys("echo abx", "BSpace", "c", "Enter")
         see "\nabc"
-        tmux("resize-window", "-t", "s", "-x", "77", "-y", "33")
+        tty:tmux("resize-window", "-t", "s", "-x", "77", "-y", "33")
         keys("clear; stty size", "Enter")
         see "33 77"
         keys("sleep 1000", "Enter")

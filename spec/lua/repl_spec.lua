@@ -4,11 +4,11 @@
 -- tmux plays the user and the machines are the fake backend's.
 
 local lineedit = require "sm.lineedit"
-local loop = require "sm.loop"
 local repl = require "sm.repl"
 local shell = require "support.shell"
 local show = require "sm.show"
 local symbols = require "sm.symbols"
+local terminal = require "support.terminal"
 
 describe("the line editor", function()
     local written, editor
@@ -139,26 +139,12 @@ describe("a kernel's names", function()
 end)
 
 describe("the REPL in a terminal", function()
-    local dir
-    local function tmux(...)
-        return shell.run { "tmux", "-L", "sm-repl-" .. dir:match "[^/]+$", "-f", "/dev/null", ... }
-    end
-    local function screen()
-        return "\n" .. tmux("capture-pane", "-p", "-t", "s")
-    end
+    local dir, tty
     local function keys(...)
-        tmux("send-keys", "-t", "s", ...)
+        tty:keys(...)
     end
     local function see(pattern)
-        local limit = loop.now() + 20
-        while true do
-            local text = screen()
-            if text:find(pattern) then
-                return text
-            end
-            assert(loop.now() < limit, "the screen never showed " .. pattern .. ":\n" .. text)
-            loop.sleep(0.1)
-        end
+        return tty:see(pattern, 20)
     end
 
     local function begin()
@@ -174,14 +160,12 @@ describe("the REPL in a terminal", function()
             package.cpath = %q .. "/build/fake/?.so;" .. package.cpath
             os.exit(require("sm.repl").run(), true)
         ]]):format(here, here))
-        tmux("new-session", "-d", "-s", "s", "-x", "100", "-y", "40", "env", "TERM=xterm", "bash", "--norc")
-        keys("PS1='host> '", "Enter")
-        see "\nhost>"
+        tty = terminal.open(100, 40)
         begin()
     end)
 
     after_each(function()
-        pcall(tmux, "kill-server")
+        tty:close()
         shell.remove(dir)
     end)
 

@@ -10,7 +10,7 @@
 
 local sm = require "sm"
 local image, cpus, cycles = arg[1], tonumber(arg[2]), tonumber(arg[3])
-local dir = os.getenv "XDG_DATA_HOME" or "/tmp"
+local dir = os.getenv "SM_LAB_DISK" or os.getenv "XDG_DATA_HOME" or "/tmp" -- a disk of this kernel
 local path = ("%s/soak-%d-%d.sms"):format(dir, cpus, require("luv").os_getpid())
 
 local function sh(vm, script)
@@ -22,15 +22,16 @@ end
 local LOAD = [[
     nonce=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
     echo $nonce > /dev/shm/nonce
+    say() { echo $nonce $i > /dev/shm/.$1 && mv /dev/shm/.$1 /dev/shm/spin.$1; } # whole, whenever it is read
     for k in $(seq %d); do
-        (i=0; while :; do i=$((i+1)); [ $((i %% 500)) = 0 ] && echo $nonce $i > /dev/shm/spin.$k; done) >/dev/null 2>&1 </dev/null &
+        (i=0; while :; do i=$((i+1)); [ $((i %% 500)) = 0 ] && say $k; done) >/dev/null 2>&1 </dev/null &
     done
     (i=0; while :; do
         head -c 200000 /dev/urandom > /blob && sha256sum /blob > /sum && sync
         sha256sum -c /sum >/dev/null 2>&1 || echo bad > /dev/shm/bad
-        i=$((i+1)); echo $nonce $i > /dev/shm/spin.disk
+        i=$((i+1)); say disk
     done) >/dev/null 2>&1 </dev/null &
-    (i=0; while :; do sleep 0.01; i=$((i+1)); echo $nonce $i > /dev/shm/spin.timer; done) >/dev/null 2>&1 </dev/null &
+    (i=0; while :; do sleep 0.01; i=$((i+1)); say timer; done) >/dev/null 2>&1 </dev/null &
 ]]
 
 local CHECK = [[
