@@ -13,6 +13,7 @@ build = {
     type = "make",
     build_variables = {
         CC = "$(CC)",
+        CFLAGS = "$(CFLAGS)",
         LUA_CFLAGS = "-I$(LUA_INCDIR)",
     },
     install_variables = {

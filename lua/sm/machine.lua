@@ -51,7 +51,7 @@ end
 ---@return string?
 ---@return string? err
 function M.guest_init()
-    return paths.ours("SM_INIT", { "/guest/init", "/../../../libexec/sm/init" })
+    return paths.ours("SM_INIT", "init", { "/guest/init" })
 end
 
 -- Listen where the worker's vsock device will connect for the guest.

@@ -14,7 +14,7 @@ local uv = require "luv"
 local M = {}
 
 -- The fake backend's module lies below the real one's.
-local PROGRAM = { "/sm-net", "/../sm-net", "/../../../libexec/sm/sm-net" }
+local PLACES = { "/sm-net", "/../sm-net" }
 
 ---@class sm.Netd
 local Netd = {}
@@ -140,7 +140,7 @@ Netd.__close = Netd.close
 ---@return sm.Netd?
 ---@return string? err
 function M.spawn(opts)
-    local path, err = paths.ours("SM_NET", PROGRAM)
+    local path, err = paths.ours("SM_NET", "sm-net", PLACES)
     if not path then
         return nil, err
     end

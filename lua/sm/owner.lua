@@ -19,7 +19,7 @@ local paths = require "sm.paths"
 
 local M = {}
 
-local PROGRAM = { "/../sm", "/../../../bin/sm" }
+local PLACES = { "/../sm", "/../../../bin/sm" }
 
 -- ------------------------------------------------------------- the launcher
 
@@ -78,7 +78,7 @@ end
 
 -- Start the process, tell it what to run, and wait for its word. Yields.
 local function ask(message)
-    local path, err = paths.ours("SM_EXECUTABLE", PROGRAM)
+    local path, err = paths.ours("SM_EXECUTABLE", "sm", PLACES)
     if not path then
         return nil, err
     end

@@ -36,26 +36,35 @@ function M.runtime()
     return (env("XDG_RUNTIME_DIR") or ("/tmp/sm-%d"):format(uv.getuid())) .. "/sm"
 end
 
---- A program that came with these modules: what `variable` names, or the first
---- of `places`, which begin at the folder that sm/core.so is looked up in.
+-- Where programs lie once installed, from the folder that sm/core.so is looked up
+-- in: beside the module in a rock's tree, else where `make install` puts them.
+local installed = { "/sm/", "/../../../libexec/sm/" }
+
+--- A program that came with these modules: what `variable` names, or where it is
+--- in this tree (`places`, from that folder), or where it was installed.
 ---@param variable string of the environment
+---@param name string
 ---@param places string[]
 ---@return string? path
 ---@return string? err
-function M.ours(variable, places)
+function M.ours(variable, name, places)
     local named = env(variable)
     if named then
         return named
     end
     local module = package.searchpath("sm.core", package.cpath) or ""
     local base = module:match("^(.*)/sm/core%.so$")
+    places = table.move(places, 1, #places, 1, {})
+    for _, folder in ipairs(installed) do
+        places[#places + 1] = folder .. name
+    end
     for _, place in ipairs(places) do
         local stat = base and uv.fs_stat(base .. place)
         if stat and stat.type == "file" then
             return base .. place
         end
     end
-    return nil, ("%s is missing beside %s; run `make`"):format(places[1]:match "[^/]+$", base or "sm.core")
+    return nil, ("%s is missing beside %s; run `make`"):format(name, base or "sm.core")
 end
 
 --- mkdir -p with mode 0700 for what is new.

@@ -27,7 +27,7 @@ local uv = require "luv"
 local M = {}
 
 -- Beside the module in use: the fake backend's gets the fake backend's worker.
-local PROGRAM = { "/sm-worker", "/../../../libexec/sm/sm-worker" }
+local PLACES = { "/sm-worker" }
 local LENGTH_BYTES = 4
 local END_SECONDS = 15 -- the worker ends itself sooner (core/worker.c)
 local EBUSY, BUSY_TURNS = 16, 1000 -- turns of the pipe, not of the vCPU
@@ -684,7 +684,7 @@ function M.spawn(opts)
     check_options(opts)
     local path, err = opts.executable, nil
     if not path then
-        path, err = paths.ours("SM_WORKER", PROGRAM)
+        path, err = paths.ours("SM_WORKER", "sm-worker", PLACES)
     end
     if not path then
         return nil, err

@@ -17,7 +17,7 @@ describe("the REPL on a running guest", function()
         keys "Enter"
     end
     local function see(pattern)
-        return tty:see(pattern, 300)
+        return tty:see(pattern, 120)
     end
 
     after_each(function()
@@ -38,7 +38,7 @@ describe("the REPL on a running guest", function()
         keys "C-l"
         -- Every vCPU that opens a file stops there; the event comes above the line.
         line "stops = {}"
-        line "vm:on_event(function(e) if e.reason == 'break' then stops[#stops + 1] = e print('at', s:name(e.rip or m:regs(0).rip)) end end)"
+        line "vm:on_event(function(e) if e.reason == 'breakpoint' then stops[#stops + 1] = e print('at', s:name(e.pc)) end end)"
         line "b = assert(m:add_breakpoint { address = s:find 'do_sys_openat2' })"
         line "t = loop.spawn(function() return vm:exec { argv = { 'cat', '/etc/hostname' } } end)"
         keys "half"
