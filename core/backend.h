@@ -262,7 +262,8 @@ struct sm_clock {
 };
 int sm_hv_clock_get(struct sm_hv *hv, struct sm_clock *clock);
 /* The guest's clock goes on where it was (freeze), or is moved on by the host's
- * wall time that went by since (advance). Before any vCPU runs. */
+ * wall time that went by since (advance). Before any vCPU runs; for a fault
+ * (sm_vm_clock_stop) also while they do, from any thread. */
 int sm_hv_clock_set(struct sm_hv *hv, const struct sm_clock *clock, bool advance);
 
 #endif

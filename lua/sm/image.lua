@@ -25,7 +25,6 @@ local registry = require "sm.registry"
 
 local M = {}
 
-
 -- A source of a registry's images: the places this machine's configuration names
 -- for it, in order, each asked when those before it have failed. Clients are made
 -- at the first need.
@@ -48,14 +47,11 @@ local function registry_source(opts, ref)
         return true
     end
     local function client(i)
-        local place = places[i]
         if not clients[i] then
             transport = transport or fetch.open { parallel = assemble.parallel_downloads, core = opts.core }
-            clients[i] = registry.open(place.ref, {
-                fetch = transport, insecure = opts.insecure or place.insecure, cafile = opts.cafile or place.cafile,
-                certfile = place.certfile, keyfile = place.keyfile,
-                credentials = opts.credentials, retry_delay = opts.retry_delay,
-                notify = opts.progress,
+            clients[i] = registry.at(places[i], transport, {
+                insecure = opts.insecure, cafile = opts.cafile, credentials = opts.credentials,
+                retry_delay = opts.retry_delay, notify = opts.progress,
             })
         end
         return clients[i]
@@ -66,16 +62,16 @@ local function registry_source(opts, ref)
         if not ok then
             return nil, why
         end
-        local from = current
-        for i = from, #places do
-            local result
-            result, why = client(i)[method](clients[i], ...)
-            if result or i == #places then
-                current = math.max(current, result and i or from)
-                return result, why
+        for i = current, #places do
+            local result, failed = client(i)[method](clients[i], ...)
+            if result then
+                current = math.max(current, i)
+                return result
+            elseif i == #places then
+                return nil, failed
             end
-            opts.progress { type = "retry", reason = why or places[i].ref.registry .. " does not say", delay = 0,
-                try = i, place = places[i + 1].ref.registry }
+            opts.progress { type = "retry", reason = failed or places[i].ref.registry .. " does not say",
+                delay = 0, try = i, place = places[i + 1].ref.registry }
         end
     end
     function self.blob(layer, file, watching)

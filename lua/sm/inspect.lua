@@ -8,8 +8,10 @@ local M = {}
 
 local PAGE = 4096
 
--- The machine that takes commands.
-local function machine_of(vm)
+--- The machine that takes commands: that of what sm.start gives, or the thing itself.
+---@param vm table|userdata
+---@return table|userdata
+function M.machine_of(vm)
     return type(vm) == "table" and vm.parts and vm:machine() or vm
 end
 
@@ -40,7 +42,7 @@ end
 ---@return string?
 ---@return string? err
 function M.peek(vm, address, len, vcpu)
-    vm = machine_of(vm)
+    vm = M.machine_of(vm)
     local parts = {}
     local ok, err = each_piece(vm, address, len, vcpu, function(gpa, n)
         local bytes, why = vm:read(gpa, n)
@@ -62,7 +64,7 @@ end
 ---@return true?
 ---@return string? err
 function M.poke(vm, address, bytes, vcpu)
-    vm = machine_of(vm)
+    vm = M.machine_of(vm)
     local at = 1
     return each_piece(vm, address, #bytes, vcpu, function(gpa, n)
         at = at + n
@@ -105,7 +107,7 @@ end
 ---@return table? { size, avail, used, pending = { { { index, address, len, … }, … }, … } }
 ---@return string? err
 function M.virtqueue(vm, device, number)
-    vm = machine_of(vm)
+    vm = M.machine_of(vm)
     local devices, err = vm:devices()
     if not devices then
         return nil, err

@@ -158,12 +158,11 @@ local function push(options, opts, text)
     if not places then
         return nil, ("%s: %s"):format(reference.familiar(ref), why)
     end
-    local place = places[#places]
     local transport <close> = fetch.open { parallel = parallel_uploads, core = opts.core }
     local watch = opts.progress or function() end
     local job = { store = st, ref = ref, entries = assert(st:entries()),
-        client = registry.open(place.ref, { fetch = transport, insecure = opts.insecure or place.insecure,
-            cafile = opts.cafile or place.cafile, certfile = place.certfile, keyfile = place.keyfile, credentials = opts.credentials, retry_delay = opts.retry_delay,
+        client = registry.at(places[#places], transport, { insecure = opts.insecure,
+            cafile = opts.cafile, credentials = opts.credentials, retry_delay = opts.retry_delay,
             notify = watch, push = true }) }
     function job.report(blob, phase, now)
         watch { type = "layer", digest = blob.digest, phase = phase, now = now, total = blob.size }

@@ -14,6 +14,7 @@
 -- would be worse. Short names are Docker's; [aliases] and search lists are not used.
 
 local uv = require "luv"
+local files = require "sm.files"
 local reference = require "sm.reference"
 local toml = require "sm.toml"
 
@@ -22,7 +23,6 @@ local M = {}
 ---@class sm.Place one place where a repository is
 ---@field ref sm.Reference what to ask for there
 ---@field insecure boolean plain HTTP and unchecked certificates are allowed
----@field mirror boolean not the registry itself
 ---@field cafile string?
 ---@field certfile string?
 ---@field keyfile string?
@@ -33,19 +33,14 @@ local function config_home(getenv)
     return dir and dir ~= "" and dir or home and home .. "/.config" or nil
 end
 
--- The names in a folder that end so, sorted; a folder that is not there has none.
-local function names(dir, suffix)
+-- The files in a folder whose names end so, in order.
+local function ending(dir, suffix)
     local out = {}
-    local req = uv.fs_scandir(dir)
-    while req do
-        local name = uv.fs_scandir_next(req)
-        if not name then
-            break
-        elseif name:sub(-#suffix) == suffix then
-            out[#out + 1] = name
+    for _, entry in ipairs(files.list(dir)) do
+        if entry.name:sub(-#suffix) == suffix then
+            out[#out + 1] = dir .. "/" .. entry.name
         end
     end
-    table.sort(out)
     return out
 end
 
@@ -62,13 +57,14 @@ function M.files(getenv)
     own = own and own .. "/containers/registries.conf"
     local list = { own and uv.fs_stat(own) and own or system }
     for _, base in ipairs { system, own } do
-        for _, name in ipairs(names(base .. ".d", ".conf")) do
-            list[#list + 1] = base .. ".d/" .. name
+        for _, path in ipairs(ending(base .. ".d", ".conf")) do
+            list[#list + 1] = path
         end
     end
     return list
 end
 
+-- Any kind of file will do, /dev/null too: by that a configuration is switched off.
 local function read(path)
     local file, why, code = io.open(path, "rb")
     if not file then
@@ -160,16 +156,16 @@ local function moved(ref, location, rest)
     return other
 end
 
+-- The entry with the longest prefix that covers the name, and how much it covers.
 local function best(by_prefix, name)
-    local found, length = nil, 0
+    local found, covered, length = nil, 0, 0
     for prefix, entry in pairs(by_prefix) do
         local n = covers(prefix, name)
         if n and #prefix > length then
-            found, length = entry, #prefix
-            entry.covered = n
+            found, covered, length = entry, n, #prefix
         end
     end
-    return found
+    return found, covered
 end
 
 -- Adds what certs.d has for the place's host.
@@ -178,19 +174,31 @@ local function certificates(place, getenv)
     local own = config_home(getenv)
     for _, base in ipairs { own and own .. "/containers" or "/etc/containers", "/etc/containers", "/etc/docker" } do
         local dir = ("%s/certs.d/%s"):format(base, host)
-        local crt, cert = names(dir, ".crt"), names(dir, ".cert")
+        local crt, cert = ending(dir, ".crt"), ending(dir, ".cert")
         if #crt > 1 then
             return ("%s: more than one .crt; put them into one file"):format(dir)
         end
-        place.cafile = place.cafile or crt[1] and dir .. "/" .. crt[1]
+        place.cafile = place.cafile or crt[1]
         if cert[1] and not place.certfile then
-            place.certfile = dir .. "/" .. cert[1]
+            place.certfile = cert[1]
             place.keyfile = place.certfile:gsub("%.cert$", ".key")
             if not uv.fs_stat(place.keyfile) then
                 return ("%s: its .key is not there"):format(place.certfile)
             end
         end
     end
+end
+
+-- What an entry says to ask, best first: {location (nil: where the name says), insecure}.
+local function candidates(entry)
+    local out = {}
+    for _, mirror in ipairs(entry.mirror or {}) do
+        out[#out + 1] = { location = mirror.location, insecure = mirror.insecure }
+    end
+    -- A wildcard prefix says what is meant, not where it is.
+    local elsewhere = entry.location ~= (entry.prefix or entry.location)
+    out[#out + 1] = { location = elsewhere and entry.location or nil, insecure = entry.insecure }
+    return out
 end
 
 --- The places to look for what a reference names, best first: mirrors in the order
@@ -206,39 +214,24 @@ function M.places(ref, getenv)
         return nil, why
     end
     local name = ref.registry .. "/" .. ref.path
-    local entry = best(by_prefix, name)
-    local places = {}
-    local function add(location, rest, insecure, mirror)
-        local other = ref
-        if location then
-            other, why = moved(ref, location, rest)
-        end
-        if other then
-            places[#places + 1] = { ref = other, insecure = insecure or false, mirror = mirror }
-            why = certificates(places[#places], getenv)
-        end
-        return not why
-    end
-    if not entry then
-        add()
-    elseif entry.blocked then
+    local entry, covered = best(by_prefix, name)
+    if entry and entry.blocked then
         return nil, ("%s is blocked by %s"):format(ref.registry, entry.source)
-    else
-        local rest = name:sub(entry.covered + 1)
-        for _, mirror in ipairs(entry.mirror or {}) do
-            if not add(mirror.location, rest, mirror.insecure, true) then
-                break
+    end
+    local places = {}
+    for i, candidate in ipairs(candidates(entry or {})) do
+        local other = ref
+        if candidate.location then
+            other, why = moved(ref, candidate.location, name:sub(covered + 1))
+            if not other then
+                return nil, ("%s: %s"):format(entry.source, why)
             end
         end
-        -- A wildcard prefix says what is meant, not where it is.
-        local elsewhere = not why and entry.location ~= (entry.prefix or entry.location) and entry.location
-        if not why then
-            add(elsewhere or nil, rest, entry.insecure, false)
+        places[i] = { ref = other, insecure = candidate.insecure or false }
+        why = certificates(places[i], getenv)
+        if why then
+            return nil, why
         end
-        why = why and ("%s: %s"):format(entry.source, why)
-    end
-    if why then
-        return nil, why
     end
     return places
 end

@@ -21,8 +21,6 @@ local M = {}
 
 local worthwhile_bytes = 1 << 20 -- progress that earns a broken download fresh tries
 
-M.retry_after = http.retry_after
-
 ---@class sm.Registry
 ---@field ref sm.Reference
 ---@field rate_remaining string? what the registry last said about its limit
@@ -41,6 +39,21 @@ Registry.__name = "sm.Registry"
 ---@return sm.Registry
 function M.open(ref, opts)
     return setmetatable(http.open(ref, opts), Registry)
+end
+
+--- A client for one of the places where sm.registries finds a repository: its
+--- certificates and leave to be insecure, and for the rest what the caller gives
+--- (`own`: insecure, cafile, credentials, retry_delay, push, notify).
+---@param place sm.Place
+---@param shared sm.Fetch
+---@param own table
+---@return sm.Registry
+function M.at(place, shared, own)
+    return M.open(place.ref, {
+        fetch = shared, insecure = own.insecure or place.insecure, cafile = own.cafile or place.cafile,
+        certfile = place.certfile, keyfile = place.keyfile, credentials = own.credentials,
+        retry_delay = own.retry_delay, push = own.push, notify = own.notify,
+    })
 end
 
 --- Let go of the connections.

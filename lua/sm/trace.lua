@@ -8,6 +8,7 @@
 --
 -- Works on a VM of sm.core, on a worker's proxy and on what sm.start gives.
 
+local inspect = require "sm.inspect"
 local loop = require "sm.loop"
 
 local M = {}
@@ -67,7 +68,7 @@ end
 function M.record(vm, opts)
     opts = opts or {}
     check(opts)
-    local machine = type(vm) == "table" and vm.parts and vm:machine() or vm
+    local machine = inspect.machine_of(vm)
     local all = not (opts.exits or opts.requests or opts.interrupts)
     local records = { lost = 0 }
     local function take(event)

@@ -6,8 +6,6 @@
  * folder can be emptied: it holds regular files of ours alone.
  */
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,44 +15,31 @@
 #include "archive.h"
 #include "image.h"
 #include "tar_fix.h"
+#include "scratch.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static char base[64], out[80], input[80];
-
-static void tear_down(void)
-{
-    unlink(input);
-    rmdir(out);
-    rmdir(base);
-}
+static char out[96], input[96];
 
 static void set_up(void)
 {
-    snprintf(base, sizeof(base), "%s/sm-archive-fuzz-XXXXXX",
-             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-    if (!mkdtemp(base))
-        abort();
-    snprintf(out, sizeof(out), "%s/out", base);
-    snprintf(input, sizeof(input), "%s/input", base);
+    scratch_begin();
+    snprintf(out, sizeof(out), "%s", scratch_path("out"));
+    snprintf(input, sizeof(input), "%s", scratch_path("input"));
     if (mkdir(out, 0700) < 0)
         abort();
-    atexit(tear_down);
 }
 
-static void write_input(const uint8_t *data, size_t size)
+static void tear_down(void)
 {
-    int fd = open(input, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-
-    if (fd < 0 || sm_image_write_all(fd, data, size, 0) < 0)
-        abort();
-    close(fd);
+    rmdir(out);
+    scratch_end();
 }
 
 /* The file of an entry is what the entry says. */
 static void check_entry(const struct sm_archive_entry *entry)
 {
-    char path[96], text[SM_DIGEST_TEXT];
+    char path[128], text[SM_DIGEST_TEXT];
     struct sm_image_error e = { "" };
     struct stat st;
 
@@ -108,11 +93,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!copy)
         return 0;
-    if (!base[0])
+    if (!out[0]) {
         set_up();
+        atexit(tear_down);
+    }
     memcpy(copy, data, size);
     tar_fix_checksums(copy, size);
-    write_input(copy, size);
+    scratch_write("input", copy, size);
     free(copy);
     ret = sm_archive_unpack(&cfg, &r, &e);
     if (ret < 0 && (r.count || r.entries || !e.text[0] || strchr(e.text, '\n'))) {

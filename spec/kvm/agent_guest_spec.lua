@@ -7,7 +7,6 @@ local machine = require "sm.machine"
 local sm = require "sm"
 local spec = require "support.vm"
 
-
 local function sh(vm, script, opts)
     opts = opts or {}
     opts.argv = { "/bin/sh", "-c", script }

@@ -6,38 +6,15 @@
 local loop = require "sm.loop"
 local shell = require "support.shell"
 local spec = require "support.vm"
+local terminal = require "support.terminal"
 local uv = require "luv"
 
 local one = spec.image "one"
-local PATIENCE = 240
 
 local function ok(tail, stdin)
     local code, out, err = spec.sm(tail, stdin)
     assert(code == 0, ("sm %s: %d\n%s%s"):format(tail, code, out, err))
     return out
-end
-
--- Its socket lies on a file system of this kernel: /tmp is another's in the lab.
-uv.os_setenv("TMUX_TMPDIR", os.getenv "XDG_RUNTIME_DIR")
-
-local function tmux(...)
-    return shell.run { "tmux", "-L", "sm-session", "-f", "/dev/null", ... }
-end
-
-local function keys(...)
-    tmux("send-keys", "-t", "s", ...)
-end
-
-local function see(pattern)
-    local limit = loop.now() + PATIENCE
-    while true do
-        local text = "\n" .. tmux("capture-pane", "-p", "-N", "-t", "s")
-        if text:find(pattern) then
-            return text
-        end
-        assert(loop.now() < limit, "the screen never showed " .. pattern .. ":\n" .. text)
-        uv.sleep(200)
-    end
 end
 
 describe("VMs in the background", function()
@@ -135,7 +112,7 @@ describe("VMs in the background", function()
         ok "rm b"
         ok("run -q -d --rm --name c " .. one .. " sleep 100000")
         ok "kill c"
-        local limit = loop.now() + PATIENCE
+        local limit = loop.now() + 240
         while ok "ps -a -q" ~= "" do
             assert(loop.now() < limit, "it stays")
         end
@@ -198,17 +175,18 @@ describe("VMs in the background", function()
 
     it("give a terminal: exec -it and attach, with size, signals and ctrl-p ctrl-q", function()
         ok("run -q -dit --name t " .. one .. " sh")
-        tmux("new-session", "-d", "-s", "s", "-x", "91", "-y", "27", "bash --norc")
-        local _ <close> = setmetatable({}, { __close = function()
-            pcall(tmux, "kill-server")
-        end })
-        keys("PS1='host> '; clear", "Enter")
-        see "host> "
+        local tty <close> = terminal.open(91, 27)
+        local function keys(...)
+            tty:keys(...)
+        end
+        local function see(pattern)
+            tty:see(pattern, 240)
+        end
         keys("clear; ./sm exec -it t sh", "Enter")
         see "/data # "
         keys("stty size", "Enter")
         see "\n27 91"
-        tmux("resize-window", "-t", "s", "-x", "77", "-y", "33")
+        tty:resize(77, 33)
         keys("clear; stty size", "Enter")
         see "33 77"
         keys("sleep 1000", "Enter")

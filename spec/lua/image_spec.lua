@@ -433,8 +433,17 @@ describe("sm.image", function()
             shell.write(dir .. "/registries.conf", text)
             uv.os_setenv("CONTAINERS_REGISTRIES_CONF", dir .. "/registries.conf")
         end
+        local config_home
+        before_each(function()
+            config_home = os.getenv "XDG_CONFIG_HOME"
+        end)
         after_each(function()
             uv.os_unsetenv "CONTAINERS_REGISTRIES_CONF"
+            if config_home then
+                uv.os_setenv("XDG_CONFIG_HOME", config_home)
+            else
+                uv.os_unsetenv "XDG_CONFIG_HOME"
+            end
         end)
 
         it("a mirror first, the next when it fails, the registry last", function()
@@ -479,7 +488,6 @@ describe("sm.image", function()
                 done]]):format(q(ca), q(ca)))
             local strict = registry.start { data = reg.dir .. "/data",
                 tls = { cert = ca .. "/server.pem", key = ca .. "/server.key", clients = ca .. "/ca.pem" } }
-            local config = uv.os_getenv "XDG_CONFIG_HOME"
             uv.os_setenv("XDG_CONFIG_HOME", dir .. "/config")
             local certs = ("%s/config/containers/certs.d/%s"):format(dir, strict.host)
             shell.run { "mkdir", "-p", certs }
@@ -488,11 +496,6 @@ describe("sm.image", function()
             shell.run { "cp", ca .. "/client.pem", certs .. "/me.cert" }
             shell.run { "cp", ca .. "/client.key", certs .. "/me.key" }
             local img <close> = assert(pull(strict.host .. "/team/one:v1"))
-            if config then
-                uv.os_setenv("XDG_CONFIG_HOME", config)
-            else
-                uv.os_unsetenv "XDG_CONFIG_HOME"
-            end
             strict.stop()
             -- The server's alert may come before or after it hangs up: no certain words.
             refuses(strict.host .. "/team/one:v1: ", stranger, why)

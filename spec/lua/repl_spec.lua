@@ -165,7 +165,10 @@ describe("the REPL in a terminal", function()
     end)
 
     after_each(function()
-        tty:close()
+        if tty then
+            tty:close()
+            tty = nil
+        end
         shell.remove(dir)
     end)
 

@@ -38,6 +38,12 @@ function Terminal:keys(...)
     self:tmux("send-keys", "-t", "s", ...)
 end
 
+---@param columns integer
+---@param rows integer
+function Terminal:resize(columns, rows)
+    self:tmux("resize-window", "-t", "s", "-x", tostring(columns), "-y", tostring(rows))
+end
+
 --- What it shows. Each line begins with a line break and keeps the spaces at its
 --- end: a prompt ends in one.
 function Terminal:screen()
@@ -60,5 +66,6 @@ end
 function Terminal:close()
     pcall(self.tmux, self, "kill-server")
 end
+Terminal.__close = Terminal.close
 
 return M
