@@ -4,6 +4,7 @@
 -- needs a machine (mounts, root, power) is in spec/kvm.
 
 local loop = require "sm.loop"
+local machine = require "sm.machine"
 local support = require "support.agent"
 local uv = require "luv"
 
@@ -17,6 +18,43 @@ local function rss_bytes()
     local file <close> = assert(io.open("/proc/self/statm"))
     return select(2, file:read("n", "n")) * 4096
 end
+
+describe("the agent: dials", function()
+    -- A listener that gives these streams, one after another.
+    local function listener(streams)
+        return { accept = function(timeout)
+            local stream = table.remove(streams, 1)
+            if not stream then
+                loop.sleep(timeout)
+            end
+            return stream, not stream and "timeout" or nil
+        end }
+    end
+    local function broken()
+        local ours, theirs = table.unpack(assert(uv.socketpair("stream", nil, { nonblock = true }, {})))
+        uv.fs_close(theirs)
+        return ours
+    end
+
+    it("that break before a word are followed by the next", function()
+        loop.run(function()
+            local stream, process = support.spawn()
+            local a <close> = assert(machine.await_agent({ listener = listener { broken(), broken(), stream } }, 20))
+            assert(a:boot { hostname = "spec" })
+            assert.equal(0, sh(a, "exit 0").status)
+            a:close()
+            support.wait_exit(process)
+        end)
+    end)
+
+    it("are waited for as long as was said, and no longer", function()
+        loop.run(function()
+            local a, err = machine.await_agent({ listener = listener { broken() } }, 0.1)
+            assert.is_nil(a)
+            assert.equal("timeout", err)
+        end)
+    end)
+end)
 
 describe("the agent: exit status", function()
     it("reports the exit code, and 128+n for a signal", function()

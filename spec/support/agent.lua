@@ -21,9 +21,9 @@ local function socketpair()
     return table.unpack(assert(uv.socketpair("stream", nil, { nonblock = true }, {})))
 end
 
---- Start the agent; `prefix` is a command to run it under (unshare …).
---- Returns the accepted connection and the process { pid, exited, code }.
-function M.start(opts)
+--- Run the agent; `prefix` is a command to run it under (unshare …).
+--- Returns our end of its connection and the process { pid, exited, code }.
+function M.spawn(opts)
     opts = opts or {}
     local ours, theirs = socketpair()
     local command, args = M.init, { "--fd", "3" }
@@ -48,6 +48,14 @@ function M.start(opts)
     end))
     uv.fs_close(theirs)
     assert(process.handle, process.pid)
+    return ours, process
+end
+
+--- Run the agent and take its connection; boot it unless `boot` is false.
+--- Returns the accepted connection and the process.
+function M.start(opts)
+    opts = opts or {}
+    local ours, process = M.spawn(opts)
     local a = assert(agent.accept(ours, { timeout = 10, on_error = opts.on_error }))
     if opts.boot ~= false then
         assert(a:boot { hostname = "spec" })
