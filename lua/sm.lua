@@ -147,7 +147,7 @@ end
 function M.restore(snapshot, cfg)
     check("sm.restore", 1, snapshot, "snapshot", "table|string")
     check("sm.restore", 2, cfg, "cfg", "table?")
-    return require("sm.snapshot").restore(snapshot, cfg)
+    return require("sm.clone").restore(snapshot, cfg)
 end
 
 --- A copy of a saved machine that outlives this process, as sm.launch's. Yields.
@@ -162,10 +162,41 @@ function M.launch_copy(snapshot, opts)
     return require("sm.owner").launch_copy(snapshot, opts)
 end
 
---- Snapshots kept here: list, open, remove, verify.
+--- Snapshots kept here: list, open, chain, flatten, remove, verify.
 M.snapshot = setmetatable({}, { __index = function(_, key)
     return require("sm.snapshot")[key]
 end })
+
+--- Keep a pool in a process of its own, which outlives this one; its name. `cfg` is
+--- sm.pool's without functions: `warmup` is a command. Yields.
+---@async
+---@param name string
+---@param cfg table
+---@return string? name
+---@return string? err
+function M.launch_pool(name, cfg)
+    check("sm.launch_pool", 1, name, "name", "string")
+    check("sm.launch_pool", 2, cfg, "cfg", "table")
+    return require("sm.owner").launch_pool(name, cfg)
+end
+
+--- The pools of this user that processes of their own keep, the newest first. Yields.
+---@async
+---@return table[]?
+---@return string? err
+function M.pools()
+    return require("sm.pools").list()
+end
+
+--- Connect to one of them, to take VMs from it. Yields.
+---@async
+---@param name string
+---@return sm.AttachedPool?
+---@return string? err
+function M.attach_pool(name)
+    check("sm.attach_pool", 1, name, "name", "string")
+    return require("sm.pools").attach(name)
+end
 
 --- A pool of copies of one machine, ready to be taken. Yields.
 ---@async

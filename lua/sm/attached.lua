@@ -19,6 +19,7 @@ local CONNECT_SECONDS = 30
 ---@class sm.AttachedVM
 ---@field id string
 ---@field info table what `sm.vms` says of it
+---@field package lease sm.ControlChannel? of the pool that has lent it
 local VM = {}
 VM.__index = VM
 VM.__name = "sm.AttachedVM"
@@ -64,7 +65,12 @@ function M.find(name)
     return found
 end
 
-local function connect(path)
+--- Connect to a control socket. Yields.
+---@async
+---@param path string
+---@return userdata? stream
+---@return string? err
+function M.connect(path)
     local pipe = uv.new_pipe(false)
     local ok, err = loop.await(function(settle)
         pipe:connect(path, loop.guard(function(why)
@@ -101,16 +107,19 @@ function M.attach(name)
         return nil, ("the VM '%s' is not running"):format(info.id)
     end
     local stream
-    stream, err = connect(info.dir .. "/control.sock")
+    stream, err = M.connect(info.dir .. "/control.sock")
     if not stream then
         return nil, ("the VM '%s' does not answer: %s"):format(info.id, err)
     end
     return setmetatable({ id = info.id, info = info, conn = control.new(stream) }, VM)
 end
 
---- Let go of the VM. Idempotent.
+--- Let go of the VM; one that a pool has lent is given back. Idempotent.
 function VM:close()
     self.conn:close()
+    if self.lease then
+        self.lease:close()
+    end
 end
 VM.__close = VM.close
 
@@ -521,7 +530,7 @@ end
 
 --- Have its owner save the VM; it goes on. Yields.
 ---@async
----@param opts { name: string?, path: string? }
+---@param opts { name: string?, path: string?, diff: boolean?, live: boolean? }
 ---@return { name: string?, path: string, id: string, stored: integer, pause: number }?
 ---@return string? err
 function VM:snapshot(opts)
@@ -530,7 +539,8 @@ function VM:snapshot(opts)
     if path and path:sub(1, 1) ~= "/" then
         path = uv.cwd() .. "/" .. path
     end
-    return self.conn:call("snapshot", { name = opts.name, path = path, temporary = opts.temporary })
+    return self.conn:call("snapshot", { name = opts.name, path = path, temporary = opts.temporary, diff = opts.diff,
+        live = opts.live })
 end
 
 --- What its owner says of the VM now, as in `sm.vms`. Yields.

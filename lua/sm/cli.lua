@@ -31,6 +31,7 @@ local COMMANDS = {
     { "snapshot", "save running VMs; list, show, check and remove what was saved" },
     { "restore", "run a copy of a saved VM" },
     { "fork", "copies of a running VM, as it is now" },
+    { "pool", "keep booted copies of an image ready, run commands in them" },
     { "pull", "fetch an image and make it ready to run" },
     { "images", "list the images kept here" },
     { "rmi", "remove images" },

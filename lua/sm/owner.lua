@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: Apache-2.0
 --
--- The process that holds a detached VM. `launch` starts one: an `sm` in a
+-- The process that holds a detached VM, or a pool. `launch` starts one: an `sm` in a
 -- session of its own, told on its standard input what to run, which answers on
 -- its standard output once the command runs, and then stays for as long as the
 -- VM does. From then on it is met through the VM's control socket only.
@@ -16,6 +16,7 @@ local config = require "sm.config"
 local core = require "sm.core"
 local loop = require "sm.loop"
 local paths = require "sm.paths"
+local rundir = require "sm.rundir"
 
 local M = {}
 
@@ -125,6 +126,21 @@ function M.launch_copy(snapshot, opts)
     return ask { snapshot = snapshot, config = opts and opts.config or {}, keep = false }
 end
 
+--- See sm.launch_pool. Yields.
+---@async
+function M.launch_pool(name, cfg)
+    for key, value in pairs(cfg) do
+        if type(value) == "function" then
+            return nil, ("launch_pool: %s: a function cannot go to another process"):format(key)
+        end
+    end
+    local ok, err = config.check_restore { name = name }
+    if not ok then
+        return nil, err
+    end
+    return ask { pool = cfg, name = name }
+end
+
 -- ---------------------------------------------------------------- the owner
 
 local function reply(message)
@@ -137,18 +153,24 @@ local function reply(message)
     uv.fs_close(null)
 end
 
--- What ends a process ends the VM in good order.
-local function end_with_us(vm)
+-- What ends a process ends what it holds in good order: calls fn in a task.
+local function end_with(fn)
     for _, name in ipairs { "sigterm", "sigint" } do
         local handle = assert(uv.new_signal())
         handle:start(name, loop.guard(function()
-            loop.spawn(vm.stop, vm)
+            loop.spawn(fn)
         end))
         handle:unref()
     end
     local hup = assert(uv.new_signal())
     hup:start("sighup", function() end)
     hup:unref()
+end
+
+local function end_with_us(vm)
+    end_with(function()
+        vm:stop()
+    end)
 end
 
 -- A copy of a saved machine: what ran in it runs on, there is no command of ours.
@@ -165,8 +187,50 @@ local function hold_copy(spec)
     return nil
 end
 
+-- A command that has to succeed, as a pool's warm-up.
+local function warmup(argv)
+    return function(vm)
+        local r, err = vm:exec { argv = argv }
+        if not r then
+            return nil, err
+        elseif r.status ~= 0 then
+            return nil, ("`%s` ended with %d: %s"):format(table.concat(argv, " "), r.status, r.stderr:gsub("%s+$", ""))
+        end
+        return true
+    end
+end
+
+local function hold_pool(spec)
+    local dir <close>, err = rundir.new(spec.name)
+    if not dir then
+        return { false, err }
+    end
+    local cfg = spec.pool
+    local image = cfg.image
+    cfg.warmup = cfg.warmup and warmup(cfg.warmup)
+    local pool <close>, why = require("sm").pool(cfg)
+    if not pool then
+        return { false, why }
+    end
+    local server <close>, failed = require("sm.pool_server").new(pool, dir.path, {
+        id = spec.name, image = image, created = os.time(), owner = uv.os_getpid(), min = pool.min, max = pool.max,
+    })
+    if not server then
+        return { false, failed }
+    end
+    end_with(function()
+        server:stop()
+    end)
+    reply { true, spec.name }
+    server:wait()
+    return nil
+end
+
 local function hold(spec)
     local sm = require "sm"
+    if spec.pool then
+        return hold_pool(spec)
+    end
     if spec.snapshot then
         return hold_copy(spec)
     end
@@ -212,8 +276,10 @@ end
 ---@return integer exit code
 function M.main()
     local spec = core.unpack(io.read "a" or "")
-    if type(spec) ~= "table" or type(spec.snapshot) ~= "string"
-        and (type(spec.image) ~= "string" or type(spec.process) ~= "table") then
+    local known = type(spec) == "table" and (type(spec.snapshot) == "string"
+        or type(spec.pool) == "table" and type(spec.name) == "string"
+        or type(spec.image) == "string" and type(spec.process) == "table")
+    if not known then
         io.stderr:write "sm: _owner is for sm itself; see `sm run -d`\n"
         return 125
     end

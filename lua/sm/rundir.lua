@@ -4,7 +4,7 @@
 --
 --   <runtime>/.lock             held while a folder is made or removed
 --   <runtime>/<id>/lock         held (flock) by the process that owns the VM
---   <runtime>/<id>/vm.json      what `sm ps` shows (sm.serve)
+--   <runtime>/<id>/vm.json      what `sm ps` shows (sm.serve); pool.json: sm.pool_server
 --   <runtime>/<id>/control.sock requests of other processes (sm.serve)
 --   <runtime>/<id>/log*         output of a detached VM (sm.vmlog)
 --   <runtime>/<id>/v.sock*      vsock, Firecracker's convention
@@ -32,8 +32,8 @@ Rundir.__index = Rundir
 local SOCKET_MAX = 107 - #"/v.sock_65535"
 local META_MAX = 1 << 20
 
-local function read_meta(dir)
-    local text = files.read(dir .. "/vm.json", META_MAX)
+local function read_meta(dir, name)
+    local text = files.read(dir .. "/" .. (name or "vm.json"), META_MAX)
     local meta = text and json.decode(text)
     return type(meta) == "table" and meta or nil
 end
@@ -131,12 +131,13 @@ end
 Rundir.__close = Rundir.close
 Rundir.__gc = Rundir.close
 
---- The VMs of this user: what their vm.json says, and `dir`. Stale folders are
---- removed on the way. Yields.
+--- The VMs of this user: what their vm.json says (or another file, for what else has
+--- a folder here), and `dir`. Stale folders are removed on the way. Yields.
 ---@async
+---@param name string? of the file
 ---@return table[]?
 ---@return string? err
-function M.list()
+function M.list(name)
     local base = paths.runtime()
     if not uv.fs_stat(base) then
         return {}
@@ -149,7 +150,7 @@ function M.list()
     local list = {}
     for _, entry in ipairs(files.list(base)) do
         local dir = base .. "/" .. entry.name
-        local meta = entry.type == "directory" and read_meta(dir)
+        local meta = entry.type == "directory" and read_meta(dir, name)
         if meta and type(meta.id) == "string" then
             meta.dir = dir
             list[#list + 1] = meta

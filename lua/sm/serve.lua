@@ -7,23 +7,20 @@
 --   <runtime>/<id>/control.sock   mode 0600 in a folder of mode 0700
 --   <runtime>/<id>/vm.json        what `sm ps` reads without asking anybody
 --
--- Each request is a task. A client that misbehaves loses its connection, one
--- that goes away has its commands killed; the VM does not notice either.
+-- A client that goes away has its commands killed (sm.endpoint).
 --
 -- Threads: the loop's.
 
 local uv = require "luv"
-local control = require "sm.control"
+local endpoint = require "sm.endpoint"
 local files = require "sm.files"
 local json = require "sm.json"
 local loop = require "sm.loop"
-local socket = require "sm.socket"
 local vmlog = require "sm.vmlog"
 
 local M = {}
 
-local CLIENTS_MAX = 128
-local LAST_WORDS_SECONDS = 2 -- for answers under way when the VM is closed
+local need = endpoint.need
 
 ---@class sm.Server
 local Server = {}
@@ -88,14 +85,6 @@ local function obey(chan, proc)
             pcall(proc.resize, proc, value[1], value[2])
         end
     end
-end
-
-local function need(args, key, kind)
-    local value = type(args) == "table" and args[key] or nil
-    if type(value) ~= kind then
-        error(("%s: expected a %s, got %s"):format(key, kind, type(value)), 0)
-    end
-    return value
 end
 
 -- ------------------------------------------------------------------- verbs
@@ -268,7 +257,8 @@ end
 -- A client names a snapshot, or gives an absolute path: its own folder is not ours.
 function verbs.snapshot(self, _, args)
     for key in pairs(args) do
-        if key ~= "name" and key ~= "path" and key ~= "temporary" then
+        if key ~= "name" and key ~= "path" and key ~= "temporary" and key ~= "diff"
+            and key ~= "live" then
             error(("snapshot: unknown option '%s'"):format(tostring(key)), 0)
         end
     end
@@ -276,7 +266,8 @@ function verbs.snapshot(self, _, args)
     if path ~= nil and (type(path) ~= "string" or path:sub(1, 1) ~= "/") then
         error("snapshot: path: expected an absolute path", 0)
     end
-    local made, err = self.vm:snapshot { name = args.name, path = path, temporary = args.temporary == true }
+    local made, err = self.vm:snapshot { name = args.name, path = path, temporary = args.temporary == true,
+        diff = args.diff == true, live = args.live == true }
     if not made then
         return nil, err
     end
@@ -285,59 +276,6 @@ end
 
 function verbs.inspect(self)
     return self.meta
-end
-
--- ------------------------------------------------------------ the requests
-
--- One request: the verb's results are the answer, its error too.
-local function serve(self, chan, args)
-    local verb = verbs[chan.verb]
-    if not verb then
-        chan:done(false, ("no such request: '%s'"):format(chan.verb:sub(1, 40)))
-        return
-    elseif type(args) ~= "table" then
-        chan:done(false, "expected a table of arguments")
-        return
-    end
-    local task
-    task = loop.spawn(function()
-        local ok, result, err, detail = xpcall(verb, function(e)
-            return type(e) == "string" and e or tostring(e)
-        end, self, chan, args)
-        if not ok then
-            chan:done(false, result)
-        elseif result == nil or result == false then
-            chan:done(false, err or "failed", type(detail) == "table" and detail or nil)
-        else
-            chan:done(true, result)
-        end
-    end)
-    chan.on_over = function()
-        if not task:finished() and loop.current() ~= task then
-            task:cancel()
-        end
-    end
-end
-
-local function accept(self, listener)
-    local pipe = uv.new_pipe(false)
-    if not listener:accept(pipe) or self.client_count >= CLIENTS_MAX then
-        pipe:close()
-        return
-    end
-    local stream = socket.new(pipe)
-    if not stream then
-        return
-    end
-    local client = control.new(stream, function(chan, args)
-        serve(self, chan, args)
-    end)
-    self.clients[client] = true
-    self.client_count = self.client_count + 1
-    client.on_close = function()
-        self.clients[client] = nil
-        self.client_count = self.client_count - 1
-    end
 end
 
 -- --------------------------------------------------------------- the state
@@ -426,53 +364,21 @@ end
 ---@return string? err
 function M.new(vm, dir, meta)
     local self = setmetatable({
-        vm = vm, dir = dir, meta = meta, clients = {}, client_count = 0, log_waiters = {},
+        vm = vm, dir = dir, meta = meta, log_waiters = {},
     }, Server)
-    local listener = assert(uv.new_pipe(false))
-    local path = dir .. "/control.sock"
-    local ok, err = listener:bind(path)
-    if not ok then
-        listener:close()
+    local err
+    self.endpoint, err = endpoint.listen(dir .. "/control.sock", self, verbs)
+    if not self.endpoint then
         return nil, err
     end
-    uv.fs_chmod(path, tonumber("600", 8))
-    listener:listen(16, loop.guard(function(listen_err)
-        if not listen_err then
-            accept(self, listener)
-        end
-    end))
-    listener:unref()
-    self.listener = listener
     write_meta(self)
     return self
-end
-
-local function idle(self)
-    for client in pairs(self.clients) do
-        if client.open_count > 0 or client.stream:get_write_queue_size() > 0 then
-            return false
-        end
-    end
-    return true
 end
 
 --- Stop answering, once the answers under way are out. Yields.
 ---@async
 function Server:close()
-    if self.closed then
-        return
-    end
-    self.closed = true
-    if not self.listener:is_closing() then
-        self.listener:close()
-    end
-    local deadline = loop.now() + LAST_WORDS_SECONDS
-    while not idle(self) and loop.now() < deadline do
-        loop.sleep(0.005)
-    end
-    for client in pairs(self.clients) do
-        client:close("the VM has ended")
-    end
+    self.endpoint:close "the VM has ended"
 end
 
 return M

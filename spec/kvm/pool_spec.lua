@@ -67,6 +67,48 @@ describe("a pool", function()
         settled(function() return pool:stats().taken == 0 end)
     end)
 
+    it("is kept by a process of its own for the command line", function()
+        local name = ("pool%d"):format(uv.os_getpid())
+        local function ok(tail, stdin)
+            local code, out, err = spec.sm(tail, stdin)
+            assert(code == 0, ("sm %s: %d\n%s%s"):format(tail, code, out, err))
+            return out
+        end
+        assert.equal(name .. "\n", ok(("pool start -m 128M --max 2 --warmup 'echo warm > /dev/shm/w' %s %s"):format(name,
+            spec.image "one")))
+        local _ <close> = setmetatable({}, { __close = function()
+            spec.sm("pool stop " .. name)
+        end })
+        assert.matches(name .. " .* 2 ", ok "pool ls")
+        assert.equal("warm\n", ok(("pool run %s cat /dev/shm/w"):format(name)))
+        local code, out = spec.sm(("pool run -e A=b %s sh -c 'echo $A; test -e /root/mark && echo seen; touch /root/mark; exit 3'")
+            :format(name))
+        assert.equal(3, code)
+        assert.equal("b\n", out)
+        assert.equal("", ok(("pool run %s sh -c 'ls /root | grep mark || true'"):format(name)))
+        assert.matches("acquired +3\n", ok("pool stats " .. name))
+        local failed, err
+        failed, out, err = spec.sm(("pool start %s %s"):format(name, spec.image "one"))
+        assert.equal(125, failed)
+        assert.matches("is running already", err)
+        -- From Lua, by a client that ends without giving back.
+        do
+            local taken <close> = assert(sm.attach_pool(name))
+            assert(assert(taken:acquire(120)):exec { argv = { "true" } })
+        end
+        settled(function()
+            local other <close> = assert(sm.attach_pool(name))
+            return other:stats().taken == 0
+        end)
+        assert.equal(name .. "\n", ok("pool stop " .. name))
+        code, out, err = spec.sm(("pool run %s true"):format(name))
+        assert.equal(125, code)
+        assert.matches("no pool named", err)
+        code, out, err = spec.sm(("pool start --warmup 'exit 9' %s %s"):format(name, spec.image "one"))
+        assert.equal(125, code)
+        assert.matches("ended with 9", err)
+    end)
+
     it("replaces a ready copy whose worker dies", function()
         settled(function() return pool:stats().ready == 1 end)
         local doomed = pool.ready[1]

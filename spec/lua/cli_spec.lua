@@ -55,6 +55,26 @@ describe("sm, the command line", function()
         assert.matches("too many arguments: 'now'", err)
     end)
 
+    it("says in one line what is wrong with a pool or a snapshot", function()
+        for command, words in pairs {
+            ["pool"] = "needs start, run, ls, stats or stop",
+            ["pool begin x"] = "no such action: 'begin'",
+            ["pool start x"] = "needs a name and an image",
+            ["pool start ../x nowhere"] = "name: expected letters",
+            ["pool run x"] = "needs the name of a pool and a command",
+            ["pool run nowhere true"] = "no pool named 'nowhere'",
+            ["pool stats nowhere"] = "no pool named 'nowhere'",
+            ["snapshot flatten"] = "needs a name",
+            ["snapshot melt x"] = "no such action: 'melt'",
+        } do
+            local code, out, err = sh("./sm " .. command)
+            assert.equal(125, code, command)
+            assert.equal("", out)
+            assert.matches(words, err)
+            assert.matches("^sm: [^\n]+\n", err)
+        end
+    end)
+
     it("refuses absurd machines before it fetches anything", function()
         for _, case in ipairs {
             { "--memory 1000000G", "more than" },
@@ -69,7 +89,7 @@ describe("sm, the command line", function()
             assert.equal(125, code, case[1])
             assert.equal("", out)
             assert.truthy(err:find(case[2], 1, true), err)
-            assert.matches("^[^\n]+\n$", err)
+            assert.matches("^sm: [^\n]+\n", err)
         end
     end)
 

@@ -258,7 +258,7 @@ describe("the control socket", function()
         pipe:write(table.concat(many))
         local worst, deadline = 0, loop.now() + 2
         while loop.now() < deadline do
-            for client in pairs(server.clients) do
+            for client in pairs(server.endpoint.clients) do
                 worst = math.max(worst, client.stream:get_write_queue_size())
             end
             still_answers(info)

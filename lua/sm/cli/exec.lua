@@ -65,7 +65,13 @@ local function options(o, info, argv)
     return opts
 end
 
-local function run(vm, o, argv)
+--- Run a command in an attached VM with the flags of `sm exec`; its exit code.
+---@param vm sm.AttachedVM
+---@param o table
+---@param argv string[]
+---@return integer? code
+---@return string? err
+function M.in_vm(vm, o, argv)
     local opts, err = options(o, vm.info, argv)
     if not opts then
         return nil, "exec: " .. err
@@ -94,7 +100,7 @@ function M.run(o, rest)
         return 1, "exec: -t wants a terminal, and standard input is none"
     end
     local code, err = vms.with(rest[1], function(vm)
-        return run(vm, o, table.move(rest, 2, #rest, 1, {}))
+        return M.in_vm(vm, o, table.move(rest, 2, #rest, 1, {}))
     end)
     return code or 1, err
 end
