@@ -2,6 +2,7 @@
 /* The command table and its dispatcher; see cmd.h. Handlers: core/cmd_*.c. */
 #include "cmd_call.h"
 #include "dev/fault.h"
+#include "snap.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -206,15 +207,40 @@ static const struct sm_arg_spec trace_set_args[] = {
     { "last", SM_ARG_U64, .doc = "of exits: only up to this address or port" },
 };
 
+#define SNAPSHOT_HOW                                                                     \
+    { "diff", SM_ARG_BOOL,                                                               \
+      .doc = "only what was written since the VM was loaded (not eagerly) or rebased" }, \
+    { "rebase", SM_ARG_BOOL,                                                             \
+      .doc = "lay the VM's memory over the file, as a copy's is, so that the next can be a diff" }
+
 static const struct sm_arg_spec snapshot_save_args[] = {
     { "path", SM_ARG_STRING, .required = true, .max = 4096,
       .doc = "file to make; it must not be there, or be empty" },
+    { "meta", SM_ARG_BYTES, .max = 1u << 20, .doc = "what its owner wants to find in it again" },
+    { "sync", SM_ARG_BOOL, .doc = "force it to the disk before returning; true when absent" },
+    SNAPSHOT_HOW,
+};
+
+static const struct sm_arg_spec snapshot_begin_args[] = {
+    { "path", SM_ARG_STRING, .required = true, .max = 4096,
+      .doc = "file to make; it must not be there, or be empty" },
+    SNAPSHOT_HOW,
+    { "live", SM_ARG_BOOL, .doc = "memory is copied by snapshot.copy while the VM runs" },
+};
+
+static const struct sm_arg_spec snapshot_copy_args[] = {
+    { "size", SM_ARG_SIZE, .max = MAX_BYTES, .doc = "look at so many bytes; 16M when absent" },
+};
+
+static const struct sm_arg_spec snapshot_finish_args[] = {
     { "meta", SM_ARG_BYTES, .max = 1u << 20, .doc = "what its owner wants to find in it again" },
     { "sync", SM_ARG_BOOL, .doc = "force it to the disk before returning; true when absent" },
 };
 
 static const struct sm_arg_spec snapshot_load_args[] = {
     { "path", SM_ARG_STRING, .required = true, .max = 4096, .doc = "a snapshot" },
+    { "parents", SM_ARG_ARRAY, .max = 15,
+      .doc = "of a diff: paths of those it needs, from the one that is none on" },
     { "eager", SM_ARG_BOOL, .doc = "read all memory now, not when the guest asks for it" },
     { "clock", SM_ARG_CHOICE, .choices = "freeze|advance",
       .doc = "whether the guest's clocks stand still over the gap, as when absent" },
@@ -321,8 +347,21 @@ static const struct sm_cmd table[] = {
     { "doorbell.remove", "remove_doorbell", "Take a doorbell away.",
       ARGS(doorbell_remove_args), .states = SM_IN_ANY, .run = sm_cmd_doorbell_remove },
     { "snapshot.save", "save",
-      "Write the paused VM into a file: {id, ram_bytes, file_bytes, stored_bytes}.",
+      "Write the paused VM into a file: {id, parent, ram_bytes, file_bytes, stored_bytes, rebased}.",
       ARGS(snapshot_save_args), .states = IN_PAUSED, .run = sm_cmd_snapshot_save },
+    { "snapshot.begin", "begin_save", "Begin to write a snapshot in steps; the VM may run.",
+      ARGS(snapshot_begin_args), .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_snapshot_begin },
+    { "snapshot.copy", "copy_memory",
+      "Copy the next piece of memory into it; how many bytes are still to be looked at.",
+      ARGS(snapshot_copy_args), .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_snapshot_copy },
+    { "snapshot.capture", "capture",
+      "Put into it what has changed since, or all memory, and the state of vCPUs and devices.",
+      .states = IN_PAUSED, .run = sm_cmd_snapshot_capture },
+    { "snapshot.finish", "finish_save",
+      "Make it a snapshot: {id, parent, ram_bytes, file_bytes, stored_bytes, rebased}.",
+      ARGS(snapshot_finish_args), .states = SM_IN_ANY, .run = sm_cmd_snapshot_finish },
+    { "snapshot.abandon", "abandon_save", "Write no further.", .states = SM_IN_ANY,
+      .run = sm_cmd_snapshot_abandon },
     { "snapshot.load", "load",
       "Make this new VM, which has the devices but no memory, the saved one: {id, parent}.",
       ARGS(snapshot_load_args), .states = IN_CREATED, .run = sm_cmd_snapshot_load },
@@ -362,6 +401,7 @@ void sm_machine_destroy(struct sm_machine *m)
     for (unsigned i = 0; i < SM_DOORBELLS; i++) {
         sm_doorbell_close(&m->doorbells[i]);
     }
+    sm_snap_writer_close(m->writer);
     if (m->vm) {
         sm_vm_destroy(m->vm);
     }

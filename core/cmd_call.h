@@ -26,6 +26,7 @@ struct sm_machine {
     unsigned nets;
     struct sm_doorbell doorbells[SM_DOORBELLS];
     struct sm_faults *faults[SM_CMD_FAULTY_DISKS]; /* of blk0 …; NULL: no such disk */
+    struct sm_snap_writer *writer; /* of a snapshot that is being written in steps */
     int passed_fd;  /* came with the command being run; -1: none */
 };
 
@@ -124,6 +125,11 @@ bool sm_cmd_put_doorbell(struct sm_machine *m, struct sm_msg_writer *w);
 bool sm_cmd_put_trace(struct sm_machine *m, struct sm_msg_writer *w); /* cmd_fault.c */
 void sm_cmd_put_devices(struct sm_machine *m, struct sm_msg_writer *w); /* a list */
 int sm_cmd_snapshot_save(struct sm_call *call);
+int sm_cmd_snapshot_begin(struct sm_call *call);
+int sm_cmd_snapshot_copy(struct sm_call *call);
+int sm_cmd_snapshot_capture(struct sm_call *call);
+int sm_cmd_snapshot_finish(struct sm_call *call);
+int sm_cmd_snapshot_abandon(struct sm_call *call);
 int sm_cmd_snapshot_load(struct sm_call *call);
 
 #endif

@@ -7,6 +7,7 @@
  *   probe()          what the hypervisor of this machine offers
  *   pack, unpack, request   messages (lua_msg.c)
  *   snapshot(path)   what is in a snapshot (lua_snap.c)
+ *   flatten(paths, out)     one snapshot out of a chain
  *   flock, umask, hangup, send_fd, data_extents   what luv lacks
  *
  * No globals, no signals, nothing printed: several Lua states in several
@@ -250,6 +251,7 @@ int luaopen_sm_core(lua_State *L)
         { "send_fd", core_send_fd },
         { "data_extents", core_data_extents },
         { "snapshot", sm_lua_snapshot },
+        { "flatten", sm_lua_snapshot_flatten },
         { NULL, NULL },
     };
     luaL_checkversion(L);

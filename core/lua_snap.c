@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "snap.h"
 
@@ -35,17 +36,27 @@ static void set_id(lua_State *L, const char *key, const uint8_t *id)
     set_string(L, key, hex, sizeof(hex));
 }
 
-/* What is read before the box is filled, so that no error leaks it. */
+/* What is open while something is made of it, so that no error leaks it. */
 struct reading {
-    struct sm_snap *snap;
+    struct sm_snap *snaps[SM_SNAP_CHAIN_MAX];
+    unsigned count;
+    int fd; /* that is written to */
 };
+
+static void close_all(struct reading *r)
+{
+    while (r->count) {
+        sm_snap_close(r->snaps[--r->count]);
+    }
+    if (r->fd >= 0) {
+        close(r->fd);
+    }
+    r->fd = -1;
+}
 
 static int reading_close(lua_State *L)
 {
-    struct reading *r = lua_touserdata(L, 1);
-
-    sm_snap_close(r->snap);
-    r->snap = NULL;
+    close_all(lua_touserdata(L, 1));
     return 0;
 }
 
@@ -53,7 +64,8 @@ static struct reading *new_reading(lua_State *L)
 {
     struct reading *r = lua_newuserdatauv(L, sizeof(*r), 0);
 
-    r->snap = NULL;
+    r->count = 0;
+    r->fd = -1;
     lua_createtable(L, 0, 1);
     lua_pushcfunction(L, reading_close);
     lua_setfield(L, -2, "__gc");
@@ -61,33 +73,44 @@ static struct reading *new_reading(lua_State *L)
     return r;
 }
 
+static int open_next(struct reading *r, const char *path, char *why, size_t len)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), err;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    err = sm_snap_open(fd, &r->snaps[r->count], why, len);
+    r->count += err == 0;
+    return err;
+}
+
+static int refuse(lua_State *L, const char *path, int err, const char *why)
+{
+    lua_pushfstring(L, "%s: %s", path, why[0] ? why : strerror(-err));
+    return sm_lua_refuse(L, lua_tostring(L, -1), err);
+}
+
 /* snapshot(path, verify?) → {version, arch, fingerprint, id, parent, cpus,
- * created_ns, ram_bytes, file_bytes, meta}, or nil, what, errno */
+ * created_ns, ram_bytes, file_bytes, diff, meta}, or nil, what, errno */
 int sm_lua_snapshot(lua_State *L)
 {
     const char *path = luaL_checkstring(L, 1);
     bool verify = lua_toboolean(L, 2);
     struct reading *reading = new_reading(L);
     char why[240] = "";
-    int err = 0, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int err = open_next(reading, path, why, sizeof(why));
 
-    if (fd < 0) {
-        err = -errno;
-    } else {
-        err = sm_snap_open(fd, &reading->snap, why, sizeof(why));
-        if (!err && verify) {
-            err = sm_snap_verify(reading->snap, why, sizeof(why));
-        }
+    if (!err && verify) {
+        err = sm_snap_verify(reading->snaps[0], why, sizeof(why));
     }
     if (err) {
-        lua_pushfstring(L, "%s: %s", path, why[0] ? why : strerror(-err));
-        const char *text = lua_tostring(L, -1);
-        return sm_lua_refuse(L, text, err);
+        return refuse(L, path, err, why);
     }
-    const struct sm_snap_info *info = sm_snap_info(reading->snap);
+    const struct sm_snap_info *info = sm_snap_info(reading->snaps[0]);
     size_t len;
-    const char *meta = sm_snap_meta(reading->snap, &len);
-    lua_createtable(L, 0, 10);
+    const char *meta = sm_snap_meta(reading->snaps[0], &len);
+    lua_createtable(L, 0, 11);
     set_string(L, "meta", meta, len);
     set_string(L, "arch", info->arch, strlen(info->arch));
     set_string(L, "fingerprint", info->fingerprint, strlen(info->fingerprint));
@@ -98,7 +121,39 @@ int sm_lua_snapshot(lua_State *L)
     set_integer(L, "created_ns", info->created_ns);
     set_integer(L, "ram_bytes", info->ram_bytes);
     set_integer(L, "file_bytes", info->file_bytes);
-    sm_snap_close(reading->snap); /* not only at the next collection */
-    reading->snap = NULL;
+    lua_pushboolean(L, info->diff);
+    lua_setfield(L, -2, "diff");
+    close_all(reading); /* not only at the next collection */
+    return 1;
+}
+
+/* flatten(paths, out) → true, or nil, what, errno: one snapshot, in the empty file
+ * `out`, of a chain that begins with one that is no diff */
+int sm_lua_snapshot_flatten(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TTABLE);
+    const char *out = luaL_checkstring(L, 2);
+    lua_Integer n = luaL_len(L, 1);
+    luaL_argcheck(L, n >= 1 && n <= SM_SNAP_CHAIN_MAX, 1, "expected 1 to 16 paths");
+    struct reading *reading = new_reading(L);
+    char why[240] = "";
+
+    for (lua_Integer i = 1; i <= n; i++) {
+        lua_geti(L, 1, i);
+        const char *path = luaL_checkstring(L, -1);
+        int err = open_next(reading, path, why, sizeof(why));
+        if (err) {
+            return refuse(L, path, err, why);
+        }
+    }
+    reading->fd = open(out, O_WRONLY | O_CLOEXEC);
+    int err = reading->fd < 0 ? -errno
+                              : sm_snap_flatten(reading->snaps, reading->count, reading->fd, why,
+                                                sizeof(why));
+    close_all(reading);
+    if (err) {
+        return refuse(L, out, err, why);
+    }
+    lua_pushboolean(L, true);
     return 1;
 }

@@ -240,6 +240,41 @@ int sm_mem_log_dirty(struct sm_mem *mem, uint64_t gpa, bool on)
     return err;
 }
 
+int sm_mem_overlay(struct sm_mem *mem, const struct sm_mem_region *region, uint64_t at,
+                   uint64_t len_bytes, int fd, uint64_t offset)
+{
+    struct sm_mem_region *r = region_at(mem, region->gpa);
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    int own = -1;
+
+    if (!r || (r->kind != SM_MEM_ANON && r->kind != SM_MEM_FILE) || !len_bytes ||
+        at > r->len_bytes || len_bytes > r->len_bytes - at ||
+        (at | len_bytes | offset) & (page - 1))
+        return -EINVAL;
+    if (len_bytes == r->len_bytes) {
+        own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (own < 0)
+            return -errno;
+    }
+    if (mmap(r->hva + at, len_bytes, host_prot(r->prot), MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED,
+             fd, (off_t)offset) == MAP_FAILED) {
+        int err = -errno;
+
+        if (own >= 0)
+            close(own);
+        return err;
+    }
+    madvise(r->hva + at, len_bytes, MADV_DONTFORK);
+    if (own >= 0) {
+        if (r->fd >= 0)
+            close(r->fd);
+        r->fd = own;
+        r->offset = offset;
+        r->kind = SM_MEM_FILE;
+    }
+    return 0;
+}
+
 /* The region that holds gpa, or NULL. */
 static const struct sm_mem_region *find(const struct sm_mem *mem, uint64_t gpa)
 {

@@ -67,6 +67,14 @@ int sm_mem_unmap(struct sm_mem *mem, uint64_t gpa);
 /* Of the region that begins at gpa; -ENOENT. Both while no vCPU runs. */
 int sm_mem_protect(struct sm_mem *mem, uint64_t gpa, unsigned prot);
 int sm_mem_log_dirty(struct sm_mem *mem, uint64_t gpa, bool on);
+/*
+ * Lay a part of a file over a part of a region whose memory is ours alone (ANON
+ * or FILE): a private view of the file from then on, what was there is gone. Over
+ * the whole of it the region becomes one of that file. The backend must follow the
+ * host's page tables, as KVM does; no vCPU runs. -EINVAL.
+ */
+int sm_mem_overlay(struct sm_mem *mem, const struct sm_mem_region *region, uint64_t at,
+                   uint64_t len_bytes, int fd, uint64_t offset);
 /* The region that begins at gpa, or NULL. */
 const struct sm_mem_region *sm_mem_region_at(const struct sm_mem *mem, uint64_t gpa);
 

@@ -9,20 +9,10 @@
 #include <unistd.h>
 
 #include "crc32c.h"
+#include "snap_base.h"
 #include "vm.h"
 
-#define CHUNK_BYTES (1u << 20)
-
 const char sm_snap_magic[8] = { 'S', 'M', 'S', 'N', 'A', 'P', '\r', '\n' };
-
-struct sm_snap {
-    int fd;
-    struct sm_snap_info info;
-    uint8_t *state, *meta; /* a byte more than they hold, so never NULL */
-    size_t state_len, meta_len;
-    struct sm_snap_area areas[SM_SNAP_AREAS];
-    unsigned area_count;
-};
 
 int sm_snap_say(char *err, size_t errlen, int code, const char *fmt, ...)
 {
@@ -36,24 +26,6 @@ int sm_snap_say(char *err, size_t errlen, int code, const char *fmt, ...)
     }
     va_end(ap);
     return code;
-}
-
-static int read_at(int fd, void *buf, size_t len, uint64_t offset)
-{
-    uint8_t *p = buf;
-
-    while (len) {
-        ssize_t n = pread(fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EBADMSG;
-        p += n;
-        len -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
 }
 
 /* ---- opening ---- */
@@ -70,9 +42,9 @@ static int check_header(const struct sm_snap_header *h, uint64_t file_bytes, cha
         return sm_snap_say(err, errlen, -EBADMSG, "this is no snapshot");
     if (h->crc != sm_crc32c(0, h, offsetof(struct sm_snap_header, crc)))
         return sm_snap_say(err, errlen, -EBADMSG, "damaged: its header does not match its checksum");
-    if (h->version != SM_SNAP_VERSION)
-        return sm_snap_say(err, errlen, -ENOTSUP, "of format %u, this sm reads %u", h->version,
-                           SM_SNAP_VERSION);
+    if (h->version < 1 || h->version > SM_SNAP_VERSION)
+        return sm_snap_say(err, errlen, -ENOTSUP, "of format %u, this sm reads up to %u",
+                           h->version, SM_SNAP_VERSION);
     if (h->file_bytes != file_bytes)
         return sm_snap_say(err, errlen, -EBADMSG, "damaged: %llu bytes long, it should be %llu",
                            (unsigned long long)file_bytes, (unsigned long long)h->file_bytes);
@@ -95,7 +67,7 @@ static int read_section(int fd, const struct sm_snap_section *s, uint64_t file_b
     p = malloc((size_t)s->len_bytes + 1);
     if (!p)
         return sm_snap_say(err, errlen, -ENOMEM, "out of memory");
-    e = read_at(fd, p, (size_t)s->len_bytes, s->offset);
+    e = sm_snap_read(fd, p, (size_t)s->len_bytes, s->offset);
     if (e) {
         free(p);
         return sm_snap_say(err, errlen, e, "its %s cannot be read: %s", name, strerror(-e));
@@ -150,6 +122,38 @@ static int read_index(struct sm_snap *snap, const struct sm_snap_header *h, char
     return 0;
 }
 
+static bool has_id(const uint8_t *id)
+{
+    static const uint8_t none[SM_SNAP_ID_BYTES];
+
+    return memcmp(id, none, sizeof(none)) != 0;
+}
+
+/* Of a diff: which pages are its own. */
+static int read_pages(struct sm_snap *snap, const struct sm_snap_header *h, char *err, size_t errlen)
+{
+    uint64_t at = 0, want = 0;
+    int e;
+
+    if (h->version < 2)
+        return 0;
+    for (unsigned i = 0; i < snap->area_count; i++)
+        if (snap->areas[i].kind == SM_SNAP_RAM)
+            want += sm_snap_bits_bytes(snap->areas[i].len_bytes);
+    if (h->pages.len_bytes != want || !want || !has_id(h->parent))
+        return sm_snap_say(err, errlen, -EBADMSG, "damaged: its pages make no sense");
+    e = read_section(snap->fd, &h->pages, h->file_bytes, want, "pages", &snap->pages, err, errlen);
+    if (e)
+        return e;
+    for (unsigned i = 0; i < snap->area_count; i++) {
+        if (snap->areas[i].kind != SM_SNAP_RAM)
+            continue;
+        snap->area_pages[i] = snap->pages + at;
+        at += sm_snap_bits_bytes(snap->areas[i].len_bytes);
+    }
+    return 0;
+}
+
 static void fill_info(struct sm_snap_info *info, const struct sm_snap_header *h)
 {
     info->version = h->version;
@@ -162,36 +166,36 @@ static void fill_info(struct sm_snap_info *info, const struct sm_snap_header *h)
     info->created_ns = h->created_ns;
     info->ram_bytes = h->ram_bytes;
     info->file_bytes = h->file_bytes;
+    info->diff = h->version >= 2;
 }
 
 static int open_file(struct sm_snap *snap, char *err, size_t errlen)
 {
-    struct sm_snap_header h;
+    struct sm_snap_header *h = &snap->header;
     struct stat st;
     int e;
 
     if (fstat(snap->fd, &st) < 0)
         return sm_snap_say(err, errlen, -errno, "%s", strerror(errno));
-    if (!S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof(h))
+    if (!S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof(*h))
         return sm_snap_say(err, errlen, -EBADMSG, "this is no snapshot");
-    e = read_at(snap->fd, &h, sizeof(h), 0);
+    e = sm_snap_read(snap->fd, h, sizeof(*h), 0);
     if (e)
         return sm_snap_say(err, errlen, e, "it cannot be read: %s", strerror(-e));
-    e = check_header(&h, (uint64_t)st.st_size, err, errlen);
+    e = check_header(h, (uint64_t)st.st_size, err, errlen);
     if (!e)
-        e = read_section(snap->fd, &h.state, h.file_bytes, SM_SNAP_STATE_MAX, "state",
+        e = read_section(snap->fd, &h->state, h->file_bytes, SM_SNAP_STATE_MAX, "state",
                          &snap->state, err, errlen);
     if (!e)
-        e = read_section(snap->fd, &h.meta, h.file_bytes, SM_SNAP_META_MAX, "description",
+        e = read_section(snap->fd, &h->meta, h->file_bytes, SM_SNAP_META_MAX, "description",
                          &snap->meta, err, errlen);
     if (!e)
-        e = read_index(snap, &h, err, errlen);
-    if (e)
-        return e;
-    snap->state_len = (size_t)h.state.len_bytes;
-    snap->meta_len = (size_t)h.meta.len_bytes;
-    fill_info(&snap->info, &h);
-    return 0;
+        e = read_index(snap, h, err, errlen);
+    if (!e)
+        e = read_pages(snap, h, err, errlen);
+    if (!e)
+        fill_info(&snap->info, h);
+    return e;
 }
 
 int sm_snap_open(int fd, struct sm_snap **out, char *err, size_t errlen)
@@ -220,6 +224,7 @@ void sm_snap_close(struct sm_snap *snap)
     close(snap->fd);
     free(snap->state);
     free(snap->meta);
+    free(snap->pages);
     free(snap);
 }
 
@@ -230,42 +235,25 @@ const struct sm_snap_info *sm_snap_info(const struct sm_snap *snap)
 
 const void *sm_snap_meta(const struct sm_snap *snap, size_t *len)
 {
-    *len = snap->meta_len;
+    *len = (size_t)snap->header.meta.len_bytes;
     return snap->meta;
 }
 
 /* ---- verifying, and reading RAM ---- */
 
-static bool is_zero(const uint8_t *p)
-{
-    return p[0] == 0 && memcmp(p, p + 1, SM_SNAP_UNIT_BYTES - 1) == 0;
-}
-
-/* From `at` on, where the file has data: unit-aligned, at most `end`. */
-static uint64_t next_data(int fd, uint64_t at, uint64_t end)
-{
-    off_t found = lseek(fd, (off_t)at, SEEK_DATA);
-
-    if (found < 0)
-        return errno == ENXIO ? end : at;
-    if ((uint64_t)found >= end)
-        return end;
-    return (uint64_t)found - (uint64_t)found % SM_SNAP_UNIT_BYTES;
-}
-
-static int sum_area(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum)
+int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum)
 {
     uint64_t at = a->offset, end = a->offset + a->len_bytes;
 
     *sum = 0;
-    while ((at = next_data(fd, at, end)) < end) {
-        size_t len = end - at < CHUNK_BYTES ? (size_t)(end - at) : CHUNK_BYTES;
-        int err = read_at(fd, buf, len, at);
+    while ((at = sm_snap_next_data(fd, at, end)) < end) {
+        size_t len = end - at < SM_SNAP_CHUNK_BYTES ? (size_t)(end - at) : SM_SNAP_CHUNK_BYTES;
+        int err = sm_snap_read(fd, buf, len, at);
 
         if (err)
             return err;
         for (size_t i = 0; i < len; i += SM_SNAP_UNIT_BYTES)
-            if (!is_zero(buf + i))
+            if (!sm_snap_is_zero(buf + i))
                 *sum = sm_sum_add(*sum, (at + i - a->offset) / SM_SNAP_UNIT_BYTES, buf + i,
                                   SM_SNAP_UNIT_BYTES);
         at += len;
@@ -275,7 +263,7 @@ static int sum_area(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t
 
 int sm_snap_verify(struct sm_snap *snap, char *err, size_t errlen)
 {
-    uint8_t *buf = malloc(CHUNK_BYTES);
+    uint8_t *buf = malloc(SM_SNAP_CHUNK_BYTES);
     int e = buf ? 0 : -ENOMEM;
 
     if (e)
@@ -284,7 +272,7 @@ int sm_snap_verify(struct sm_snap *snap, char *err, size_t errlen)
         const struct sm_snap_area *a = &snap->areas[i];
         uint32_t sum = 0;
 
-        e = sum_area(snap->fd, a, buf, &sum);
+        e = sm_snap_sum(snap->fd, a, buf, &sum);
         if (e)
             sm_snap_say(err, errlen, e, "it cannot be read: %s", strerror(-e));
         else if (sum != a->sum)
@@ -293,6 +281,46 @@ int sm_snap_verify(struct sm_snap *snap, char *err, size_t errlen)
     }
     free(buf);
     return e;
+}
+
+/* ---- chains ---- */
+
+/* The same regions at the same places of the index. */
+static bool same_ram(const struct sm_snap *a, const struct sm_snap *b)
+{
+    unsigned most = a->area_count > b->area_count ? a->area_count : b->area_count;
+
+    for (unsigned i = 0; i < most; i++) {
+        const struct sm_snap_area *x = &a->areas[i], *y = &b->areas[i];
+        bool ram_x = i < a->area_count && x->kind == SM_SNAP_RAM;
+        bool ram_y = i < b->area_count && y->kind == SM_SNAP_RAM;
+
+        if (ram_x != ram_y ||
+            (ram_x && (x->gpa != y->gpa || x->len_bytes != y->len_bytes)))
+            return false;
+    }
+    return true;
+}
+
+int sm_snap_check_chain(const struct sm_snap *snap, struct sm_snap *const *parents, unsigned count,
+                        char *err, size_t errlen)
+{
+    if (snap->info.diff && !count)
+        return sm_snap_say(err, errlen, -EINVAL, "it is a diff, and needs its parent");
+    if (!snap->info.diff && count)
+        return sm_snap_say(err, errlen, -EINVAL, "it is no diff, and has no parent");
+    if (count >= SM_SNAP_CHAIN_MAX)
+        return sm_snap_say(err, errlen, -E2BIG, "a chain of more than %u snapshots; flatten it",
+                           SM_SNAP_CHAIN_MAX);
+    for (unsigned i = count; i-- > 0; snap = parents[i]) {
+        if (memcmp(snap->info.parent, parents[i]->info.id, SM_SNAP_ID_BYTES) != 0)
+            return sm_snap_say(err, errlen, -ESTALE, "its parent is another snapshot");
+        if (parents[i]->info.diff != (i > 0))
+            return sm_snap_say(err, errlen, -ESTALE, "its chain does not begin with a whole one");
+        if (!same_ram(snap, parents[i]))
+            return sm_snap_say(err, errlen, -EBADMSG, "damaged: its parent is of another shape");
+    }
+    return 0;
 }
 
 /* ---- loading ---- */
@@ -317,15 +345,15 @@ static int check_host(const struct sm_snap *snap, struct sm_vm *vm, char *err, s
     return 0;
 }
 
-/* The data of a region into anonymous memory. */
+/* The data of a file's area into memory. */
 static int read_ram(int fd, const struct sm_snap_area *a, uint8_t *hva)
 {
     uint64_t at = a->offset, end = a->offset + a->len_bytes;
 
-    while ((at = next_data(fd, at, end)) < end) {
+    while ((at = sm_snap_next_data(fd, at, end)) < end) {
         off_t hole = lseek(fd, (off_t)at, SEEK_HOLE);
         uint64_t stop = hole < 0 || (uint64_t)hole > end ? end : (uint64_t)hole;
-        int err = read_at(fd, hva + (at - a->offset), (size_t)(stop - at), at);
+        int err = sm_snap_read(fd, hva + (at - a->offset), (size_t)(stop - at), at);
 
         if (err)
             return err;
@@ -334,35 +362,79 @@ static int read_ram(int fd, const struct sm_snap_area *a, uint8_t *hva)
     return 0;
 }
 
-static int map_ram(struct sm_snap *snap, struct sm_vm *vm, bool eager)
+/* And the pages of a diff over it. */
+static int read_diff(int fd, const struct sm_snap_area *a, const uint8_t *bits, uint8_t *hva)
 {
-    struct sm_mem *mem = sm_vm_mem(vm);
+    uint64_t page = 0, n, end = a->len_bytes / SM_SNAP_UNIT_BYTES;
 
-    for (unsigned i = 0; i < snap->area_count; i++) {
-        const struct sm_snap_area *a = &snap->areas[i];
-        /* What is never written stays a view of the file. */
-        bool copy = eager && a->prot & SM_PROT_WRITE;
-        struct sm_mem_desc desc = {
-            .gpa = a->gpa,
-            .len_bytes = a->len_bytes,
-            .kind = copy ? SM_MEM_ANON : SM_MEM_FILE,
-            .prot = a->prot,
-            .fd = copy ? -1 : snap->fd,
-            .offset = copy ? 0 : a->offset,
-        };
-        int err;
+    for (; (n = sm_snap_run(bits, &page, end, end)) > 0; page += n) {
+        uint64_t at = page * SM_SNAP_UNIT_BYTES;
+        int err = sm_snap_read(fd, hva + at, (size_t)(n * SM_SNAP_UNIT_BYTES), a->offset + at);
 
-        if (a->kind != SM_SNAP_RAM)
-            continue;
-        if (!(a->prot & SM_PROT_READ) || a->prot & ~(unsigned)SM_PROT_RWX)
-            return -EBADMSG;
-        err = sm_mem_map(mem, &desc);
-        if (!err && copy)
-            err = read_ram(snap->fd, a, sm_mem_ptr(mem, a->gpa, a->len_bytes));
         if (err)
             return err;
     }
     return 0;
+}
+
+/* The files a machine is made of, from the one that is no diff on. */
+struct chain {
+    struct sm_snap *links[SM_SNAP_CHAIN_MAX];
+    unsigned count;
+};
+
+/* Area i of every file; it is the same region in each. */
+static int map_area(const struct chain *c, unsigned i, struct sm_vm *vm, struct sm_snap_base *base,
+                    bool eager)
+{
+    struct sm_snap *first = c->links[0];
+    const struct sm_snap_area *a = &first->areas[i];
+    /* What is never written stays a view of the file. */
+    unsigned prot = c->links[c->count - 1]->areas[i].prot;
+    bool copy = eager && prot & SM_PROT_WRITE;
+    struct sm_mem *mem = sm_vm_mem(vm);
+    struct sm_mem_desc desc = {
+        .gpa = a->gpa,
+        .len_bytes = a->len_bytes,
+        .kind = copy ? SM_MEM_ANON : SM_MEM_FILE,
+        .prot = prot,
+        .fd = copy ? -1 : first->fd,
+        .offset = copy ? 0 : a->offset,
+    };
+    int err;
+
+    if (!(prot & SM_PROT_READ) || prot & ~(unsigned)SM_PROT_RWX)
+        return -EBADMSG;
+    err = sm_mem_map(mem, &desc);
+    if (!err && copy)
+        err = read_ram(first->fd, a, sm_mem_ptr(mem, a->gpa, a->len_bytes));
+    if (!err)
+        err = sm_snap_base_add(base, a->gpa, a->len_bytes);
+    for (unsigned l = 1; !err && l < c->count; l++) {
+        const struct sm_snap *link = c->links[l];
+
+        if (copy)
+            err = read_diff(link->fd, &link->areas[i], link->area_pages[i],
+                            sm_mem_ptr(mem, a->gpa, a->len_bytes));
+        else
+            err = sm_snap_base_lay(base, mem, &link->areas[i], link->area_pages[i], link->fd, true);
+    }
+    return err;
+}
+
+static int map_ram(const struct chain *c, struct sm_vm *vm, bool eager)
+{
+    struct sm_snap_base *base = sm_snap_base_new(c->links[c->count - 1]->info.id);
+    int err = base ? 0 : -ENOMEM;
+
+    for (unsigned i = 0; !err && i < c->links[0]->area_count; i++)
+        if (c->links[0]->areas[i].kind == SM_SNAP_RAM)
+            err = map_area(c, i, vm, base, eager);
+    if (err || eager) /* what was copied lies over nothing */
+        sm_snap_base_free(base);
+    else
+        sm_vm_set_base(vm, base);
+    return err;
 }
 
 static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
@@ -370,11 +442,17 @@ static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_sna
 {
     struct sm_state_blobs blobs = { .fd = snap->fd };
     struct sm_state_reader r;
+    struct chain chain = { .count = how->parent_count + 1 };
     int e = check_host(snap, vm, err, errlen);
 
+    if (!e)
+        e = sm_snap_check_chain(snap, how->parents, how->parent_count, err, errlen);
     if (e)
         return e;
-    e = map_ram(snap, vm, how->eager);
+    for (unsigned i = 0; i < how->parent_count; i++)
+        chain.links[i] = how->parents[i];
+    chain.links[how->parent_count] = snap;
+    e = map_ram(&chain, vm, how->eager);
     if (e)
         return sm_snap_say(err, errlen, e, "its memory cannot be mapped: %s", strerror(-e));
     for (unsigned i = 0; i < snap->area_count; i++) {
@@ -384,7 +462,7 @@ static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_sna
             blobs.list[blobs.count++] =
                 (struct sm_state_blob){ a->offset, a->len_bytes, a->sum };
     }
-    sm_state_reader_init(&r, snap->state, snap->state_len);
+    sm_state_reader_init(&r, snap->state, (size_t)snap->header.state.len_bytes);
     r.blobs = &blobs;
     return sm_vm_load(vm, &r, how->advance, err, errlen);
 }

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of snapshots: the file's layout, for snap.c and snap_save.c. Written as
- * it is, on little-endian machines. */
+/* Inside of snapshots: the file's layout, for core/snap*.c. Written as it is, on
+ * little-endian machines. */
 #ifndef SM_SNAP_IMPL_H
 #define SM_SNAP_IMPL_H
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -38,7 +39,8 @@ struct sm_snap_header {
     uint8_t id[SM_SNAP_ID_BYTES], parent[SM_SNAP_ID_BYTES];
     struct sm_snap_section state, meta, index;
     char arch[16], fingerprint[160];
-    uint8_t zero[SM_SNAP_HEADER_BYTES - 332];
+    struct sm_snap_section pages; /* from version 2 on */
+    uint8_t zero[SM_SNAP_HEADER_BYTES - 356];
     uint32_t crc; /* of all before it */
 };
 _Static_assert(sizeof(struct sm_snap_header) == SM_SNAP_HEADER_BYTES, "no padding");
@@ -51,7 +53,48 @@ struct sm_snap_area {
 };
 _Static_assert(sizeof(struct sm_snap_area) == 40, "no padding");
 
+struct sm_snap {
+    int fd;
+    struct sm_snap_header header;
+    struct sm_snap_info info;
+    uint8_t *state, *meta; /* a byte more than they hold, so never NULL */
+    struct sm_snap_area areas[SM_SNAP_AREAS];
+    unsigned area_count;
+    uint8_t *pages;                       /* of a diff; else NULL */
+    const uint8_t *area_pages[SM_SNAP_AREAS]; /* into it, for each area of RAM */
+};
+
 extern const char sm_snap_magic[8];
+
+/* Bytes of the bits of so much RAM. */
+static inline uint64_t sm_snap_bits_bytes(uint64_t ram_bytes)
+{
+    return (ram_bytes / SM_SNAP_UNIT_BYTES + 7) / 8;
+}
+
+static inline bool sm_snap_bit(const uint8_t *bits, uint64_t page)
+{
+    return bits[page / 8] >> (page % 8) & 1;
+}
+
+/* The next run of set bits in [*from, end), of at most max pages: its length, and
+ * where it begins in *from; 0: there is none. */
+uint64_t sm_snap_run(const uint8_t *bits, uint64_t *from, uint64_t end, uint64_t max);
+
+/* All of it, or -errno; -EBADMSG: the file ends before. */
+int sm_snap_read(int fd, void *buf, size_t len, uint64_t offset);
+int sm_snap_write(int fd, const void *buf, size_t len, uint64_t offset);
+bool sm_snap_is_zero(const uint8_t *page);
+/* The next page at or after `at` that may hold data; end: none does. */
+uint64_t sm_snap_next_data(int fd, uint64_t at, uint64_t end);
+
+/* The sum of what an area of a file holds. buf: SM_SNAP_CHUNK_BYTES. */
+#define SM_SNAP_CHUNK_BYTES (1u << 20)
+int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum);
+
+/* The parents of a snapshot are those that it needs, in order and of its shape. */
+int sm_snap_check_chain(const struct sm_snap *snap, struct sm_snap *const *parents,
+                        unsigned count, char *err, size_t errlen);
 
 __attribute__((format(printf, 4, 5))) int sm_snap_say(char *err, size_t errlen, int code,
                                                       const char *fmt, ...);

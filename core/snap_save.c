@@ -5,81 +5,123 @@
  * Which pages of RAM may hold something is asked of the kernel, so that
  * memory nobody touched is neither read nor made resident: /proc/self/pagemap
  * knows what this process touched (present or swapped out), and where a region
- * lies over a file, as after a lazy restore, the file's own extents count too;
- * without those a second snapshot would lose what was never faulted in. Every
- * candidate is looked at, and zero pages become holes.
+ * lies over a file, as after a lazy restore, the file's own extents count too
+ * and the pages that came out of diffs (snap_base.h); without those a second
+ * snapshot would lose what was never faulted in. Every candidate is looked at,
+ * and zero pages become holes. A diff takes the private pages alone, also those
+ * that are zero now.
+ *
+ * The file holds a page already, when it was copied while the VM ran: then only
+ * what was written since is looked at, and written if it is not the same.
  */
 #include "snap_impl.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "crc32c.h"
+#include "snap_base.h"
 #include "vm.h"
 
 #define PAGE SM_SNAP_UNIT_BYTES
-#define BATCH 512       /* pages looked up at once */
+#define BATCH 4096      /* pages looked up at once */
 #define RUN_BYTES (1u << 20) /* written at once */
 #define PAGE_PRESENT (1ull << 63)
 #define PAGE_SWAPPED (1ull << 62)
+#define PAGE_OF_FILE (1ull << 61) /* else: private, written since it was mapped */
+#define PAGE_SOFT_DIRTY (1ull << 55) /* written since clear_refs was told */
 
-struct saver {
+/* One region on its way into the file. */
+struct region {
+    struct sm_mem_region mem; /* as it was at the beginning */
+    struct sm_snap_area *area;
+    uint8_t *bits;   /* of a diff: which pages are in it */
+    uint8_t *copied; /* live: bits of the pages that were looked at while the VM ran */
+    const uint8_t *file; /* live: what the file holds of it */
+    uint64_t next;   /* live: where the copying goes on */
+};
+
+/* Some pages of a region, in a row. */
+struct batch {
+    uint64_t at; /* in the region */
+    unsigned pages;
+    bool known; /* entries are the kernel's words on them */
+    uint64_t entries[BATCH];
+    bool wanted[BATCH];
+};
+
+struct sm_snap_writer {
     struct sm_vm *vm;
     int fd;
-    uint64_t stored_bytes;
+    struct sm_snap_how how;
+    bool tells_writes; /* PAGE_SOFT_DIRTY can be believed */
+    bool captured;
+    const struct sm_snap_base *base; /* what the memory lies over, or NULL */
     struct sm_snap_header header;
     struct sm_snap_area areas[SM_SNAP_AREAS];
     unsigned area_count;
+    struct region regions[SM_MEM_MAX_REGIONS];
+    unsigned region_count;
+    uint8_t *pages; /* of a diff: the bits of all regions */
+    size_t pages_len;
+    struct sm_state_writer state;
+    struct sm_state_blobs blobs;
+    struct batch batch; /* the one at hand */
 };
-
-static int write_at(struct saver *s, const void *buf, size_t len, uint64_t offset)
-{
-    const uint8_t *p = buf;
-
-    s->stored_bytes += len;
-    while (len) {
-        ssize_t n = pwrite(s->fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        p += n;
-        len -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
 
 static uint64_t align_up(uint64_t n, uint64_t to)
 {
     return (n + to - 1) / to * to;
 }
 
-/* ---- RAM ---- */
+/* ---- which pages ---- */
 
-/* Mark the pages of a batch that this process has touched; all when unknown. */
-static void mark_touched(struct saver *s, const uint8_t *hva, unsigned pages, bool *wanted)
+/* What the kernel knows of the pages of a batch. */
+static bool look_up(const struct sm_vm *vm, const uint8_t *hva, unsigned pages, uint64_t *entries)
 {
-    uint64_t entries[BATCH];
     off_t at = (off_t)((uintptr_t)hva / PAGE * sizeof(entries[0]));
-    int fd = sm_vm_pagemap_fd(s->vm);
     size_t len = pages * sizeof(entries[0]);
-    bool known = fd >= 0 && pread(fd, entries, len, at) == (ssize_t)len;
+    int fd = sm_vm_pagemap_fd(vm);
 
-    for (unsigned i = 0; i < pages; i++)
-        wanted[i] = !known || entries[i] & (PAGE_PRESENT | PAGE_SWAPPED);
+    return fd >= 0 && pread(fd, entries, len, at) == (ssize_t)len;
 }
 
-/* And those that the file behind them has data for. */
-static void mark_file(const struct sm_mem_region *r, uint64_t at, unsigned pages, bool *wanted)
+/*
+ * Have the kernel tell from now on what is written, by whomever. A page of our own
+ * shows whether it does: without the support clear_refs is silent and every page
+ * seems clean.
+ */
+static bool begin_telling(const struct sm_vm *vm)
 {
-    uint64_t from = r->offset + at, end = from + (uint64_t)pages * PAGE;
+    int fd = sm_vm_clear_refs_fd(vm);
+    volatile uint8_t *probe = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const uint8_t *page = (const uint8_t *)probe;
+    uint64_t before, after;
+    bool told = false;
+
+    if (probe == MAP_FAILED)
+        return false;
+    *probe = 1;
+    if (fd >= 0 && pwrite(fd, "4", 1, 0) == 1 && look_up(vm, page, 1, &before)) {
+        *probe = 2;
+        told = look_up(vm, page, 1, &after) && !(before & PAGE_SOFT_DIRTY) &&
+               after & PAGE_SOFT_DIRTY;
+    }
+    munmap((void *)page, PAGE);
+    return told;
+}
+
+/* Those that the file behind a region has data for. */
+static void mark_file(const struct sm_mem_region *r, struct batch *b)
+{
+    uint64_t from = r->offset + b->at, end = from + (uint64_t)b->pages * PAGE;
 
     while (from < end) {
         off_t data = lseek(r->fd, (off_t)from, SEEK_DATA), hole;
@@ -94,40 +136,85 @@ static void mark_file(const struct sm_mem_region *r, uint64_t at, unsigned pages
         hole = lseek(r->fd, data, SEEK_HOLE);
         stop = hole < 0 || (uint64_t)hole > end ? end : (uint64_t)hole;
         for (uint64_t p = (uint64_t)data / PAGE; p * PAGE < stop; p++)
-            wanted[p - (r->offset + at) / PAGE] = true;
+            b->wanted[p - (r->offset + b->at) / PAGE] = true;
         from = stop > (uint64_t)data ? stop : end;
     }
 }
 
-static bool is_zero(const uint8_t *p)
+/* And those that diffs brought. */
+static void mark_diffs(const struct sm_snap_writer *w, const struct sm_mem_region *r,
+                       struct batch *b)
 {
-    return p[0] == 0 && memcmp(p, p + 1, PAGE - 1) == 0;
+    const uint8_t *bits = w->base ? sm_snap_base_bits(w->base, r->gpa) : NULL;
+
+    for (unsigned i = 0; bits && i < b->pages; i++)
+        b->wanted[i] |= sm_snap_bit(bits, b->at / PAGE + i);
 }
 
-static int save_batch(struct saver *s, const struct sm_mem_region *r, struct sm_snap_area *a,
-                      uint64_t at, unsigned pages)
+/* The pages of a batch that may have to be stored. */
+static int mark(const struct sm_snap_writer *w, const struct region *r, struct batch *b)
 {
-    bool wanted[BATCH];
-    const uint8_t *hva = r->hva + at;
+    b->known = look_up(w->vm, r->mem.hva + b->at, b->pages, b->entries);
+    if (w->how.diff && !b->known)
+        return -ENOTSUP;
+    for (unsigned i = 0; i < b->pages; i++) {
+        bool there = !b->known || b->entries[i] & (PAGE_PRESENT | PAGE_SWAPPED);
+
+        b->wanted[i] = w->how.diff ? there && !(b->entries[i] & PAGE_OF_FILE)
+                                   : there || r->mem.kind == SM_MEM_FOREIGN;
+    }
+    if (w->how.diff)
+        return 0;
+    if (r->mem.fd >= 0)
+        mark_file(&r->mem, b);
+    mark_diffs(w, &r->mem, b);
+    return 0;
+}
+
+/* Of those, the ones that the file has as they are now need not be looked at. */
+static void leave_out_copied(const struct sm_snap_writer *w, const struct region *r,
+                             struct batch *b)
+{
+    for (unsigned i = 0; w->tells_writes && b->known && i < b->pages; i++)
+        if (sm_snap_bit(r->copied, b->at / PAGE + i) && !(b->entries[i] & PAGE_SOFT_DIRTY))
+            b->wanted[i] = false;
+}
+
+/* ---- writing them ---- */
+
+static void set_bits(uint8_t *bits, const struct batch *b)
+{
+    uint64_t first = b->at / PAGE;
+
+    for (unsigned i = 0; bits && i < b->pages; i++)
+        if (b->wanted[i])
+            bits[(first + i) / 8] |= (uint8_t)(1u << ((first + i) % 8));
+}
+
+/* Whether a page has to be written: a hole in the file is a page of zeros. */
+static bool differs(const struct region *r, uint64_t page)
+{
+    const uint8_t *now = r->mem.hva + page * PAGE;
+
+    if (r->copied && sm_snap_bit(r->copied, page))
+        return memcmp(now, r->file + page * PAGE, PAGE) != 0;
+    return !sm_snap_is_zero(now);
+}
+
+static int write_batch(const struct sm_snap_writer *w, const struct region *r,
+                       const struct batch *b)
+{
     unsigned run = 0;
 
-    if (r->kind == SM_MEM_FOREIGN)
-        memset(wanted, true, sizeof(wanted));
-    else
-        mark_touched(s, hva, pages, wanted);
-    if (r->fd >= 0)
-        mark_file(r, at, pages, wanted);
-    for (unsigned i = 0; i <= pages; i++) {
-        bool keep = i < pages && wanted[i] && !is_zero(hva + (uint64_t)i * PAGE);
+    for (unsigned i = 0; i <= b->pages; i++) {
+        bool keep = i < b->pages && b->wanted[i] && differs(r, b->at / PAGE + i);
 
-        if (keep) {
-            a->sum = sm_sum_add(a->sum, at / PAGE + i, hva + (uint64_t)i * PAGE, PAGE);
-            run++;
-        }
+        run += keep;
         if (run && (!keep || run * PAGE == RUN_BYTES)) {
             unsigned first = i + (keep ? 1 : 0) - run;
-            int err = write_at(s, hva + (uint64_t)first * PAGE, (size_t)run * PAGE,
-                               a->offset + at + (uint64_t)first * PAGE);
+            uint64_t from = b->at + (uint64_t)first * PAGE;
+            int err = sm_snap_write(w->fd, r->mem.hva + from, (size_t)run * PAGE,
+                                    r->area->offset + from);
 
             if (err)
                 return err;
@@ -137,170 +224,359 @@ static int save_batch(struct saver *s, const struct sm_mem_region *r, struct sm_
     return 0;
 }
 
-static int save_region(struct saver *s, const struct sm_mem_region *r, struct sm_snap_area *a)
+static int save_batch(const struct sm_snap_writer *w, struct region *r, struct batch *b,
+                      bool running)
 {
-    for (uint64_t at = 0; at < r->len_bytes; at += (uint64_t)BATCH * PAGE) {
-        uint64_t left = (r->len_bytes - at) / PAGE;
-        int err = save_batch(s, r, a, at, left < BATCH ? (unsigned)left : BATCH);
+    int err = mark(w, r, b);
 
+    if (err)
+        return err;
+    set_bits(r->bits, b);
+    if (!running && r->copied)
+        leave_out_copied(w, r, b);
+    err = write_batch(w, r, b);
+    if (!err && running)
+        set_bits(r->copied, b);
+    return err;
+}
+
+/* From *at on, until max_bytes were looked at. */
+static int save_region(struct sm_snap_writer *w, struct region *r, uint64_t *at,
+                       uint64_t max_bytes, bool running)
+{
+    uint64_t end = r->mem.len_bytes, until = max_bytes < end - *at ? *at + max_bytes : end;
+
+    while (*at < until) {
+        uint64_t left = (end - *at) / PAGE;
+        int err;
+
+        w->batch.at = *at;
+        w->batch.pages = left < BATCH ? (unsigned)left : BATCH;
+        err = save_batch(w, r, &w->batch, running);
         if (err)
             return err;
+        *at += (uint64_t)w->batch.pages * PAGE;
     }
     return 0;
 }
 
-/* Every region; *end is where the file then ends. */
-static int save_ram(struct saver *s, uint64_t *end, char *err, size_t errlen)
+/* ---- begin ---- */
+
+static int begin_header(struct sm_snap_writer *w)
 {
-    const struct sm_mem *mem = sm_vm_mem(s->vm);
+    struct sm_snap_header *h = &w->header;
+    struct timespec now;
+
+    memcpy(h->magic, sm_snap_magic, sizeof(h->magic));
+    h->version = w->how.diff ? 2 : 1;
+    h->header_bytes = SM_SNAP_HEADER_BYTES;
+    h->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+    h->cpus = sm_vm_cpus(w->vm);
+    clock_gettime(CLOCK_REALTIME, &now);
+    h->created_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    memcpy(h->arch, SM_SNAP_ARCH, sizeof(SM_SNAP_ARCH));
+    if (w->how.diff)
+        memcpy(h->parent, sm_snap_base_id(w->base), sizeof(h->parent));
+    if (getrandom(h->id, sizeof(h->id), 0) != sizeof(h->id))
+        return -EIO;
+    return sm_hv_fingerprint(sm_vm_hv(w->vm), h->fingerprint, sizeof(h->fingerprint));
+}
+
+static int begin_live(struct sm_snap_writer *w, struct region *r)
+{
+    void *file = mmap(NULL, r->mem.len_bytes, PROT_READ, MAP_SHARED, w->fd, (off_t)r->area->offset);
+
+    if (file == MAP_FAILED)
+        return -errno;
+    r->file = file;
+    r->copied = calloc(1, (size_t)sm_snap_bits_bytes(r->mem.len_bytes));
+    return r->copied ? 0 : -ENOMEM;
+}
+
+/* Where every region goes. */
+static int lay_out(struct sm_snap_writer *w)
+{
+    const struct sm_mem *mem = sm_vm_mem(w->vm);
     uint64_t at = SM_SNAP_ALIGN;
+    size_t bits = 0;
+    int err = 0;
 
     for (unsigned i = 0; i < mem->count; i++) {
         const struct sm_mem_region *r = &mem->regions[i];
-        struct sm_snap_area *a = &s->areas[s->area_count];
-        int e;
 
         if (r->device) /* a device's window comes back with the device */
             continue;
-        s->area_count++;
-        *a = (struct sm_snap_area){ .kind = SM_SNAP_RAM,
-                                    .prot = r->prot,
-                                    .gpa = r->gpa,
-                                    .len_bytes = r->len_bytes,
-                                    .offset = at };
-        e = save_region(s, r, a);
-        if (e)
-            return sm_snap_say(err, errlen, e, "its memory: %s", strerror(-e));
-        s->header.ram_bytes += r->len_bytes;
+        w->areas[w->area_count] = (struct sm_snap_area){ .kind = SM_SNAP_RAM,
+                                                         .prot = r->prot,
+                                                         .gpa = r->gpa,
+                                                         .len_bytes = r->len_bytes,
+                                                         .offset = at };
+        w->regions[w->region_count++] =
+            (struct region){ .mem = *r, .area = &w->areas[w->area_count++] };
+        w->header.ram_bytes += r->len_bytes;
+        w->pages_len += w->how.diff ? sm_snap_bits_bytes(r->len_bytes) : 0;
         at = align_up(at + r->len_bytes, SM_SNAP_ALIGN);
     }
-    *end = at;
+    w->blobs = (struct sm_state_blobs){ .fd = w->fd, .end = at };
+    w->pages = w->how.diff ? calloc(1, w->pages_len + 1) : NULL;
+    if (w->how.diff && !w->pages)
+        return -ENOMEM;
+    /* So that what is laid over the file never reaches beyond its end. */
+    if (ftruncate(w->fd, (off_t)at) < 0)
+        return -errno;
+    for (unsigned i = 0; !err && i < w->region_count; i++) {
+        struct region *r = &w->regions[i];
+
+        r->bits = w->how.diff ? w->pages + bits : NULL;
+        bits += sm_snap_bits_bytes(r->mem.len_bytes);
+        if (w->how.live)
+            err = begin_live(w, r);
+    }
+    return err;
+}
+
+static int begin(struct sm_snap_writer *w, char *err, size_t errlen)
+{
+    struct stat st;
+    int e;
+
+    if (fstat(w->fd, &st) < 0)
+        return sm_snap_say(err, errlen, -errno, "%s", strerror(errno));
+    /* Writing over the file this very VM runs from would spoil both. */
+    if (!S_ISREG(st.st_mode) || st.st_size != 0)
+        return sm_snap_say(err, errlen, -EEXIST, "it is not an empty file");
+    w->base = sm_vm_base(w->vm);
+    if (w->how.diff && (!w->base || !sm_snap_base_fits(w->base, sm_vm_mem(w->vm))))
+        return sm_snap_say(err, errlen, -ESRCH, "its memory lies over no snapshot");
+    e = begin_header(w);
+    if (!e)
+        e = lay_out(w);
+    if (e)
+        return sm_snap_say(err, errlen, e, "%s", strerror(-e));
+    if (w->how.live)
+        w->tells_writes = begin_telling(w->vm);
     return 0;
 }
 
-/* ---- the rest ---- */
+int sm_snap_begin(struct sm_vm *vm, int fd, const struct sm_snap_how *how,
+                  struct sm_snap_writer **out, char *err, size_t errlen)
+{
+    struct sm_snap_writer *w = calloc(1, sizeof(*w));
+    int e;
 
-static int write_section(struct saver *s, struct sm_snap_section *section, const void *p,
+    if (!w) {
+        close(fd);
+        return sm_snap_say(err, errlen, -ENOMEM, "out of memory");
+    }
+    w->vm = vm;
+    w->fd = fd;
+    w->how = *how;
+    sm_state_writer_init(&w->state);
+    e = begin(w, err, errlen);
+    if (e)
+        sm_snap_writer_close(w);
+    else
+        *out = w;
+    return e;
+}
+
+void sm_snap_writer_close(struct sm_snap_writer *w)
+{
+    if (!w)
+        return;
+    for (unsigned i = 0; i < w->region_count; i++) {
+        struct region *r = &w->regions[i];
+
+        if (r->file)
+            munmap((void *)r->file, r->area->len_bytes);
+        free(r->copied);
+    }
+    sm_state_writer_free(&w->state);
+    free(w->pages);
+    close(w->fd);
+    free(w);
+}
+
+/* ---- copy ---- */
+
+int sm_snap_copy(struct sm_snap_writer *w, uint64_t max_bytes, uint64_t *left, char *err,
+                 size_t errlen)
+{
+    *left = 0;
+    if (!w->how.live || w->captured)
+        return sm_snap_say(err, errlen, -EINVAL, "it is not being copied live");
+    for (unsigned i = 0; i < w->region_count; i++) {
+        struct region *r = &w->regions[i];
+        uint64_t before = r->next;
+        int e = save_region(w, r, &r->next, max_bytes, true);
+
+        if (e)
+            return sm_snap_say(err, errlen, e, "its memory: %s", strerror(-e));
+        max_bytes -= r->next - before < max_bytes ? r->next - before : max_bytes;
+        *left += r->mem.len_bytes - r->next;
+    }
+    return 0;
+}
+
+/* ---- capture ---- */
+
+/* The memory holds what the file does, so where this fails nothing is lost: those
+ * pages stay private. */
+static void lay_over(struct sm_snap_writer *w)
+{
+    struct sm_mem *mem = sm_vm_mem(w->vm);
+    struct sm_snap_base *base =
+        w->how.diff ? sm_vm_base(w->vm) : sm_snap_base_new(w->header.id);
+    int e = base ? 0 : -ENOMEM;
+
+    for (unsigned i = 0; !e && i < w->region_count; i++) {
+        const struct region *r = &w->regions[i];
+
+        if (w->how.diff) {
+            e = sm_snap_base_lay(base, mem, r->area, r->bits, w->fd, false);
+        } else {
+            e = sm_snap_base_add(base, r->area->gpa, r->area->len_bytes);
+            if (!e)
+                e = sm_mem_overlay(mem, &r->mem, 0, r->area->len_bytes, w->fd, r->area->offset);
+        }
+    }
+    if (e) { /* some of it is over a file, and a diff could not tell which */
+        if (!w->how.diff)
+            sm_snap_base_free(base);
+        sm_vm_set_base(w->vm, NULL);
+        return;
+    }
+    sm_snap_base_set_id(base, w->header.id);
+    sm_vm_set_base(w->vm, base);
+}
+
+static int capture_ram(struct sm_snap_writer *w)
+{
+    int err = 0;
+
+    sm_vm_lift_breakpoints(w->vm, true);
+    for (unsigned i = 0; !err && i < w->region_count; i++) {
+        uint64_t at = 0;
+
+        err = save_region(w, &w->regions[i], &at, UINT64_MAX, false);
+    }
+    sm_vm_lift_breakpoints(w->vm, false);
+    return err;
+}
+
+/* Regions may come while the VM is paused; none goes or moves. */
+static bool same_regions(const struct sm_snap_writer *w)
+{
+    const struct sm_mem *mem = sm_vm_mem(w->vm);
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < mem->count; i++)
+        count += !mem->regions[i].device;
+    return count == w->region_count;
+}
+
+int sm_snap_capture(struct sm_snap_writer *w, char *err, size_t errlen)
+{
+    struct sm_vm_status status;
+    int e;
+
+    sm_vm_state(w->vm, &status);
+    if (status.state != SM_VM_PAUSED)
+        return sm_snap_say(err, errlen, -EINVAL, "the VM is not paused");
+    if (w->captured)
+        return sm_snap_say(err, errlen, -EALREADY, "it is captured");
+    if (!same_regions(w))
+        return sm_snap_say(err, errlen, -ESTALE, "the memory map has changed meanwhile");
+    e = capture_ram(w);
+    if (e)
+        return sm_snap_say(err, errlen, e, "its memory: %s", strerror(-e));
+    w->state.blobs = &w->blobs;
+    e = sm_vm_save(w->vm, &w->state, err, errlen);
+    if (e)
+        return e;
+    w->captured = true;
+    if (w->how.rebase)
+        lay_over(w);
+    return 0;
+}
+
+/* ---- finish ---- */
+
+static int write_section(struct sm_snap_writer *w, struct sm_snap_section *section, const void *p,
                          size_t len, uint64_t *end)
 {
     *section = (struct sm_snap_section){ .offset = *end,
                                          .len_bytes = len,
                                          .crc = sm_crc32c(0, p, len) };
     *end += len;
-    return write_at(s, p, len, section->offset);
+    return sm_snap_write(w->fd, p, len, section->offset);
 }
 
-static int write_tail(struct saver *s, const struct sm_state_writer *w,
-                      const struct sm_snap_save *how, uint64_t end)
+static int write_tail(struct sm_snap_writer *w, const void *meta, size_t meta_len)
 {
-    struct sm_snap_header *h = &s->header;
-    int err = write_section(s, &h->state, w->buf, w->len, &end);
+    struct sm_snap_header *h = &w->header;
+    uint64_t end = w->blobs.end;
+    int err = write_section(w, &h->state, w->state.buf, w->state.len, &end);
 
     if (!err)
-        err = write_section(s, &h->meta, how->meta ? how->meta : "", how->meta_len, &end);
+        err = write_section(w, &h->meta, meta ? meta : "", meta_len, &end);
     if (!err)
-        err = write_section(s, &h->index, s->areas, s->area_count * sizeof(s->areas[0]), &end);
+        err = write_section(w, &h->index, w->areas, w->area_count * sizeof(w->areas[0]), &end);
+    if (!err && w->how.diff)
+        err = write_section(w, &h->pages, w->pages, w->pages_len, &end);
     h->file_bytes = end;
     h->crc = sm_crc32c(0, h, offsetof(struct sm_snap_header, crc));
-    return err ? err : write_at(s, h, sizeof(*h), 0);
+    return err ? err : sm_snap_write(w->fd, h, sizeof(*h), 0);
 }
 
-static int begin_header(struct saver *s, const struct sm_snap_save *how)
+/* Of the memory, as the file has it; disks were summed when they were written. */
+static int sum_areas(struct sm_snap_writer *w)
 {
-    struct sm_snap_header *h = &s->header;
-    struct timespec now;
+    uint8_t *buf = malloc(SM_SNAP_CHUNK_BYTES);
+    int err = buf ? 0 : -ENOMEM;
 
-    memcpy(h->magic, sm_snap_magic, sizeof(h->magic));
-    h->version = SM_SNAP_VERSION;
-    h->header_bytes = SM_SNAP_HEADER_BYTES;
-    h->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
-    h->cpus = sm_vm_cpus(s->vm);
-    clock_gettime(CLOCK_REALTIME, &now);
-    h->created_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    memcpy(h->arch, SM_SNAP_ARCH, sizeof(SM_SNAP_ARCH));
-    if (how->parent)
-        memcpy(h->parent, how->parent, sizeof(h->parent));
-    if (getrandom(h->id, sizeof(h->id), 0) != sizeof(h->id))
-        return -EIO;
-    return sm_hv_fingerprint(sm_vm_hv(s->vm), h->fingerprint, sizeof(h->fingerprint));
+    for (unsigned i = 0; !err && i < w->region_count; i++)
+        err = sm_snap_sum(w->fd, w->regions[i].area, buf, &w->regions[i].area->sum);
+    free(buf);
+    for (unsigned i = 0; i < w->blobs.count; i++)
+        w->areas[w->area_count++] = (struct sm_snap_area){ .kind = SM_SNAP_BLOB,
+                                                           .len_bytes = w->blobs.list[i].len_bytes,
+                                                           .offset = w->blobs.list[i].offset,
+                                                           .sum = w->blobs.list[i].sum };
+    return err;
 }
 
-static void add_blobs(struct saver *s, const struct sm_state_blobs *blobs)
+int sm_snap_finish(struct sm_snap_writer *w, const void *meta, size_t meta_len, bool sync,
+                   struct sm_snap_info *out, uint64_t *stored_bytes, char *err, size_t errlen)
 {
-    for (unsigned i = 0; i < blobs->count; i++)
-        s->areas[s->area_count++] = (struct sm_snap_area){ .kind = SM_SNAP_BLOB,
-                                                           .len_bytes = blobs->list[i].len_bytes,
-                                                           .offset = blobs->list[i].offset,
-                                                           .sum = blobs->list[i].sum };
-}
-
-static int save_all(struct saver *s, const struct sm_snap_save *how, char *err, size_t errlen)
-{
-    struct sm_state_blobs blobs = { .fd = s->fd };
-    struct sm_state_writer w;
-    int e = begin_header(s, how);
-
-    if (e)
-        return sm_snap_say(err, errlen, e, "%s", strerror(-e));
-    sm_vm_lift_breakpoints(s->vm, true);
-    e = save_ram(s, &blobs.end, err, errlen);
-    sm_vm_lift_breakpoints(s->vm, false);
-    if (e)
-        return e;
-    sm_state_writer_init(&w);
-    w.blobs = &blobs;
-    e = sm_vm_save(s->vm, &w, err, errlen);
-    if (!e) {
-        add_blobs(s, &blobs);
-        e = write_tail(s, &w, how, blobs.end);
-        if (!e && how->sync && fsync(s->fd) < 0)
-            e = -errno;
-        if (e)
-            sm_snap_say(err, errlen, e, "%s", strerror(-e));
-    }
-    sm_state_writer_free(&w);
-    return e;
-}
-
-int sm_snap_save(struct sm_vm *vm, int fd, const struct sm_snap_save *how,
-                 struct sm_snap_info *out, uint64_t *stored_bytes, char *err, size_t errlen)
-{
-    struct sm_vm_status status;
-    struct saver *s;
+    const struct sm_snap_header *h = &w->header;
     struct stat st;
     int e;
 
-    if (how->meta_len > SM_SNAP_META_MAX)
+    if (meta_len > SM_SNAP_META_MAX)
         return sm_snap_say(err, errlen, -EMSGSIZE, "a description of more than 1 MiB");
-    if (fstat(fd, &st) < 0)
-        return sm_snap_say(err, errlen, -errno, "%s", strerror(errno));
-    /* Writing over the file this very VM runs from would spoil both. */
-    if (!S_ISREG(st.st_mode) || st.st_size != 0)
-        return sm_snap_say(err, errlen, -EEXIST, "it is not an empty file");
-    sm_vm_state(vm, &status);
-    if (status.state != SM_VM_PAUSED)
-        return sm_snap_say(err, errlen, -EINVAL, "the VM is not paused");
-    s = calloc(1, sizeof(*s));
-    if (!s)
-        return sm_snap_say(err, errlen, -ENOMEM, "out of memory");
-    s->vm = vm;
-    s->fd = fd;
-    e = save_all(s, how, err, errlen);
-    if (!e) {
-        const struct sm_snap_header *h = &s->header;
-
-        *out = (struct sm_snap_info){ .version = h->version,
-                                      .cpus = h->cpus,
-                                      .page_bytes = h->page_bytes,
-                                      .created_ns = h->created_ns,
-                                      .ram_bytes = h->ram_bytes,
-                                      .file_bytes = h->file_bytes };
-        memcpy(out->arch, h->arch, sizeof(out->arch));
-        memcpy(out->fingerprint, h->fingerprint, sizeof(out->fingerprint));
-        memcpy(out->id, h->id, sizeof(out->id));
-        memcpy(out->parent, h->parent, sizeof(out->parent));
-        *stored_bytes = s->stored_bytes;
-    }
-    free(s);
-    return e;
+    if (!w->captured)
+        return sm_snap_say(err, errlen, -EINVAL, "there is nothing captured");
+    e = sum_areas(w);
+    if (!e)
+        e = write_tail(w, meta, meta_len);
+    if (!e && sync && fsync(w->fd) < 0)
+        e = -errno;
+    if (!e && fstat(w->fd, &st) < 0)
+        e = -errno;
+    if (e)
+        return sm_snap_say(err, errlen, e, "%s", strerror(-e));
+    *stored_bytes = (uint64_t)st.st_blocks * 512;
+    *out = (struct sm_snap_info){ .version = h->version,
+                                  .cpus = h->cpus,
+                                  .page_bytes = h->page_bytes,
+                                  .created_ns = h->created_ns,
+                                  .ram_bytes = h->ram_bytes,
+                                  .file_bytes = h->file_bytes,
+                                  .diff = w->how.diff };
+    memcpy(out->arch, h->arch, sizeof(out->arch));
+    memcpy(out->fingerprint, h->fingerprint, sizeof(out->fingerprint));
+    memcpy(out->id, h->id, sizeof(out->id));
+    memcpy(out->parent, h->parent, sizeof(out->parent));
+    return 0;
 }

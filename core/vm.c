@@ -355,6 +355,7 @@ int sm_vm_create(const struct sm_vm_config *cfg, struct sm_vm **out, char *err, 
     vm->events.fd = -1;
     /* Now: a confined worker opens nothing. Without it a save reads all. */
     vm->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    vm->clear_refs_fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
     vm->cpus = cfg->cpus;
     vm->next_gsi = FIRST_GSI;
     pthread_mutex_init(&vm->state_lock, NULL);
@@ -398,6 +399,9 @@ void sm_vm_destroy(struct sm_vm *vm)
     sm_trace_destroy(&vm->trace);
     if (vm->pagemap_fd >= 0)
         close(vm->pagemap_fd);
+    if (vm->clear_refs_fd >= 0)
+        close(vm->clear_refs_fd);
+    sm_vm_set_base(vm, NULL);
     pthread_mutex_destroy(&vm->state_lock);
     free(vm);
 }

@@ -112,6 +112,12 @@ int sm_vm_load(struct sm_vm *vm, struct sm_state_reader *r, bool advance, char *
 void sm_vm_lift_breakpoints(struct sm_vm *vm, bool lift);
 /* /proc/self/pagemap, opened before the worker was confined; -1: none. */
 int sm_vm_pagemap_fd(const struct sm_vm *vm);
+int sm_vm_clear_refs_fd(const struct sm_vm *vm); /* /proc/self/clear_refs, likewise */
+/* The snapshot whose file its memory lies over (core/snap_base.h), NULL: none. The
+ * VM owns it; a new one takes the old one's place. */
+struct sm_snap_base;
+struct sm_snap_base *sm_vm_base(const struct sm_vm *vm);
+void sm_vm_set_base(struct sm_vm *vm, struct sm_snap_base *base);
 
 int sm_vm_start(struct sm_vm *vm); /* starts running */
 /* Returns with every vCPU at an instruction boundary and devices held. -EBUSY:

@@ -50,6 +50,8 @@ struct sm_vm {
     bool kernel_loaded; /* there are ACPI tables and a generation id */
     bool loaded;        /* from a snapshot; not started yet */
     int pagemap_fd;     /* which pages were touched; -1: unknown */
+    int clear_refs_fd;  /* begins to tell which are written; -1: cannot */
+    struct sm_snap_base *base; /* the snapshot its memory lies over, or NULL */
     struct sm_boot_entry entry;
 };
 

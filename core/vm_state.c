@@ -25,6 +25,7 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "snap_base.h"
 #include "state.h"
 
 #define TYPE_BYTES 24
@@ -33,6 +34,23 @@
 int sm_vm_pagemap_fd(const struct sm_vm *vm)
 {
     return vm->pagemap_fd;
+}
+
+int sm_vm_clear_refs_fd(const struct sm_vm *vm)
+{
+    return vm->clear_refs_fd;
+}
+
+struct sm_snap_base *sm_vm_base(const struct sm_vm *vm)
+{
+    return vm->base;
+}
+
+void sm_vm_set_base(struct sm_vm *vm, struct sm_snap_base *base)
+{
+    if (vm->base != base)
+        sm_snap_base_free(vm->base);
+    vm->base = base;
 }
 
 __attribute__((format(printf, 4, 5))) static int say(char *err, size_t errlen, int code,

@@ -11,6 +11,7 @@
  *   end.c      signals, reaping, the orderly end
  *   early.c    first mounts, modules; root.c: root device, overlay, switch
  *   setup.c    hostname, loopback, /etc files, clock, entropy
+ *   freeze.c   the workload stands still while the machine is saved
  *   net.c      network cards; pipe.c: its program joining streams to ports
  *   frame.c request.c users.c   parsers, without state
  *
@@ -186,6 +187,12 @@ void sm_end_begin(struct sm_agent *a, uint32_t reason, uint32_t code, uint32_t g
 void sm_end_step(struct sm_agent *a);
 int sm_end_timeout_ms(const struct sm_agent *a);
 void sm_reap(struct sm_agent *a);
+
+/* freeze.c: only in a machine. Open what it needs, once the root is there. */
+void sm_freeze_init(void);
+/* Every process but this one stands still; -ETIMEDOUT: one would not, and none does. */
+int sm_freeze(void);
+void sm_thaw(void);
 
 /* early.c, root.c, setup.c: only in a machine */
 int sm_early_mounts(struct sm_agent *a);

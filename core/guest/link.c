@@ -146,6 +146,7 @@ void sm_boot(struct sm_agent *a, const uint8_t *data, size_t len)
         if (rc == 0) {
             stage = SM_STAGE_MOUNT;
             rc = sm_setup_mounts(&req, &what);
+            sm_freeze_init();
         }
         if (rc == 0 && req.root == SM_ROOT_READONLY) {
             what = "read-only root";
@@ -168,9 +169,9 @@ void sm_boot(struct sm_agent *a, const uint8_t *data, size_t len)
 
 /*
  * A copy of a machine is told who it is: the wall clock before all else, for
- * what ran when it was copied runs already; then fresh randomness, so that the
+ * where nothing could be frozen what ran when it was copied runs already; then fresh randomness, so that the
  * random numbers of two copies part ways even where the kernel cannot be told
- * of a new generation; then its names.
+ * of a new generation; then its names. The workload goes on after that.
  */
 static void resume(struct sm_agent *a, const uint8_t *data, size_t len)
 {
@@ -183,6 +184,7 @@ static void resume(struct sm_agent *a, const uint8_t *data, size_t len)
             sm_setup_clock(req.clock_ns);
         sm_setup_entropy(req.entropy, req.entropy_len);
         sm_setup_identity(&req);
+        sm_thaw();
     }
     if (rc == 0)
         send_booted(a);
@@ -294,6 +296,13 @@ static int request_frame(struct sm_agent *a, const struct sm_frame *f)
     return rc;
 }
 
+static void freeze(struct sm_agent *a)
+{
+    uint8_t bytes[4];
+    sm_put32(bytes, (uint32_t)-(a->vm ? sm_freeze() : -EOPNOTSUPP));
+    sm_link_send(a, SM_FROZEN, 0, 0, bytes, sizeof(bytes));
+}
+
 static int control_frame(struct sm_agent *a, const struct sm_frame *f)
 {
     uint32_t reason;
@@ -318,6 +327,16 @@ static int control_frame(struct sm_agent *a, const struct sm_frame *f)
         if (f->len > 64)
             return -EPROTO;
         sm_link_send(a, SM_PONG, 0, 0, f->payload, f->len);
+        return 0;
+    case SM_FREEZE:
+        if (f->len)
+            return -EPROTO;
+        freeze(a);
+        return 0;
+    case SM_THAW:
+        if (f->len)
+            return -EPROTO;
+        sm_thaw();
         return 0;
     case SM_BYE:
         a->bye_read = true;

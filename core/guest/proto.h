@@ -29,8 +29,12 @@
  *    |  <------- STARTED 2 -----------------|   ECANCELED
  *    |  <------- STDOUT 2, STDERR 2, EOFs --|
  *    |  <------- EXIT 2 --------------------|   before or after the EOFs
+ *    |  -------- FREEZE ------------------->|   before the machine is saved: the
+ *    |  <------- FROZEN --------------------|   workload stands still …
+ *    |  -------- THAW --------------------->|   … until here, in the source
  *    |  -------- RESUME clock, entropy … -->|   after a redial, to a copy of a
- *    |  <------- BOOTED | FAILED -----------|   machine: who it is from now on
+ *    |  <------- BOOTED | FAILED -----------|   machine: who it is from now on; what
+ *    |                                      |   was frozen goes on after that
  *    |  -------- SHUTDOWN ----------------->|
  *    |  <------- GOODBYE reason, code ------|   nothing follows
  *    |  -------- BYE ---------------------->|   the guest turns itself off
@@ -54,7 +58,7 @@
 #ifndef SM_GUEST_PROTO_H
 #define SM_GUEST_PROTO_H
 
-#define SM_PROTO_VERSION 1
+#define SM_PROTO_VERSION 2 /* 2: FREEZE, THAW */
 #define SM_PROTO_VSOCK_PORT 1024
 #define SM_FRAME_HEADER_BYTES 8
 #define SM_FRAME_PAYLOAD_MAX 65536
@@ -85,6 +89,8 @@ enum {
     SM_PING = 0x0c,      /* c0: up to 64 bytes, echoed by PONG */
     SM_BYE = 0x0d,       /* c0: GOODBYE was read */
     SM_RESUME = 0x0e,    /* c0: fields SM_BOOT_* but ROOT, MOUNT, FLAGS */
+    SM_FREEZE = 0x0f,    /* c0: empty; FROZEN answers */
+    SM_THAW = 0x10,      /* c0: empty */
 };
 
 /* Guest to host. */
@@ -102,6 +108,7 @@ enum {
     SM_REFUSED = 0x8b,      /* type u8 that this agent does not know */
     SM_STDIN_CLOSED = 0x8c, /* empty: nobody will read stdin any more */
     SM_FILE_INFO = 0x8d,    /* size u64, mtime ns u64, mode u32, uid u32, gid u32 */
+    SM_FROZEN = 0x8e,       /* c0: errno u32; 0: the workload stands still */
 };
 
 /*

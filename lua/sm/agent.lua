@@ -346,6 +346,41 @@ function Agent:resume(opts)
     return true
 end
 
+--- Have every process in the guest stand still, before the machine is saved. It is
+--- nil and why where that cannot be: an agent of an older time, a kernel without
+--- cgroups, a process that is stuck; then everything runs on. Yields.
+---@async
+---@param timeout number? seconds
+---@return true? ok, string? err
+function Agent:freeze(timeout)
+    if self.dead then
+        return nil, self.dead
+    elseif self.hello.version < 2 then
+        return nil, "freeze: the guest's agent is older than that"
+    elseif self.frozen then
+        return nil, "freeze: it is frozen"
+    end
+    self.frozen = "asked"
+    self:send(wire.FREEZE, 0, 0, "")
+    local ok, err = wait_for(self, function()
+        return self.frozen ~= "asked"
+    end, timeout)
+    if not ok then
+        self:thaw()
+        self.frozen = "late" -- its answer may come yet
+        return nil, err
+    elseif not self.frozen then
+        return nil, "freeze: " .. self.freeze_failure
+    end
+    return true
+end
+
+--- Let them go on.
+function Agent:thaw()
+    self.frozen = nil
+    self:send(wire.THAW, 0, 0, "")
+end
+
 --- A round trip; seconds it took. Yields.
 ---@async
 ---@param timeout number?

@@ -111,6 +111,14 @@ function core.writable(fd) end
 ---@return integer? errno
 function core.redirect(fd, target) end
 
+--- Make one snapshot of a chain, with the id of the last. Blocks while it reads all.
+---@param paths string[] from the one that is no diff on
+---@param out string an empty file
+---@return true? ok
+---@return string? err
+---@return integer? errno
+function core.flatten(paths, out) end
+
 --- Where a file has data, ascending; one extent when that cannot be told.
 ---@param path string
 ---@return { offset: integer, length: integer }[]? extents

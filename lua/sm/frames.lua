@@ -74,7 +74,8 @@ control[wire.HELLO] = function(self, payload)
             refuse("HELLO field %d", tag)
         end
     end
-    if hello.version ~= wire.VERSION then
+    -- A snapshot brings the agent of its time.
+    if not hello.version or hello.version < 1 or hello.version > wire.VERSION then
         refuse("protocol version %s, this is %d", tostring(hello.version), wire.VERSION)
     end
     self.hello = hello
@@ -127,6 +128,15 @@ control[wire.PONG] = function(self, payload)
         refuse("PONG without PING")
     end
     ping.done = true
+end
+
+control[wire.FROZEN] = function(self, payload)
+    if self.frozen ~= "asked" and self.frozen ~= "late" or #payload ~= 4 then
+        refuse("FROZEN without FREEZE")
+    end
+    local errno = string.unpack("<I4", payload)
+    self.frozen = self.frozen == "asked" and errno == 0 or nil
+    self.freeze_failure = errno ~= 0 and wire.strerror(errno) or nil
 end
 
 control[wire.GOODBYE] = function(self, payload)

@@ -178,7 +178,7 @@ local function make(self)
     for key, value in pairs(self.restore or {}) do
         own[key] = value
     end
-    local vm, err = require("sm.snapshot").restore(self.template, own)
+    local vm, err = require("sm.clone").restore(self.template, own)
     if self.closed and vm then
         vm:close()
     end
@@ -237,7 +237,7 @@ local function make_template(cfg)
     if not ok then
         return nil, err
     end
-    return require("sm.snapshot").create(vm, {
+    return require("sm.capture").create(vm, {
         path = ("%s/.fork-%d-%d.sms"):format(dir, uv.os_getpid(), uv.hrtime()), temporary = true,
     })
 end

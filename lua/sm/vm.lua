@@ -26,6 +26,7 @@ local M = {}
 ---@class sm.VM
 ---@field id string
 ---@field parent sm.VM? whose copy it is
+---@field base sm.Snapshot? what its memory lies over: a diff is against that
 ---@field children sm.VM[] its copies that were made by fork
 ---@field timeline table<string, number> seconds of loop.now() by mark
 local VM = {}
@@ -299,16 +300,16 @@ end
 --- A copy of a saved machine; returns when it has been told who it is and
 --- commands can run. Yields.
 ---@async
----@param path string of the snapshot
+---@param chain sm.Snapshot[] the snapshot, last, and those it needs
 ---@param saved table what its owner wrote into it (sm.snapshot)
 ---@param image table what its root device is
 ---@param cfg table checked: name, hostname, eager, clock, boot_timeout, on_…
 ---@return sm.VM?
 ---@return string? err
-function M.restore(path, saved, image, cfg)
+function M.restore(chain, saved, image, cfg)
     local own_hostname = cfg.hostname
     local self = new(image, setmetatable(cfg, { __index = saved.cfg }))
-    local parts, err = machine.restore(path, saved, image, cfg, self.timeline)
+    local parts, err = machine.restore(chain, saved, image, cfg, self.timeline)
     if not parts then
         return nil, err
     end
@@ -567,14 +568,18 @@ end
 
 --- Save the machine, its memory and its writable disk; it goes on where it was.
 --- A snapshot with a name lies in the snapshot folder and keeps its image from
---- being removed; one with a path lies there, and that is all. Yields.
+--- being removed; one with a path lies there, and that is all. With `diff` it holds
+--- only what changed since the machine was restored, or since its last diff, and
+--- needs that parent; the first of a machine that was booted is a whole one. With
+--- `live` its memory is copied while it runs (`progress(bytes left)`), and it stands
+--- still only for what it wrote meanwhile. Yields.
 ---@async
----@param opts { name: string?, path: string?, before: (fun(vm: sm.VM): any)|string[]|nil, progress: fun(step: string)? }
+---@param opts { name: string?, path: string?, diff: boolean?, live: boolean?, progress: fun(left: integer)?, before: (fun(vm: sm.VM): any)|string[]|nil }
 ---@return sm.Snapshot?
 ---@return string? err
 function VM:snapshot(opts)
     check("vm:snapshot", 1, opts, "opts", "table")
-    return require("sm.snapshot").create(self, opts)
+    return require("sm.capture").create(self, opts)
 end
 
 --- Copies of this machine as it is now, running beside it: one, or a list of
@@ -587,7 +592,7 @@ end
 function VM:fork(n, cfg)
     check("vm:fork", 1, n, "n", "integer?")
     check("vm:fork", 2, cfg, "cfg", "table?")
-    return require("sm.snapshot").fork(self, n, cfg)
+    return require("sm.clone").fork(self, n, cfg)
 end
 
 --- Counters of the machine, from the worker. Yields.

@@ -104,7 +104,7 @@ function M.start(image, cfg)
         local template, vm, why
         template, why = snapshot.open(name)
         if template then
-            vm, why = snapshot.copy(template, for_copy(cfg))
+            vm, why = require("sm.clone").copy(template, for_copy(cfg))
         end
         if vm then
             return vm
@@ -117,7 +117,7 @@ function M.start(image, cfg)
     if not vm then
         return nil, err
     end
-    local made, why = snapshot.create(vm, { name = name })
+    local made, why = require("sm.capture").create(vm, { name = name })
     -- Another process may have been first.
     if not made and not snapshot.open(name) then
         vm:close()

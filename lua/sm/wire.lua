@@ -5,7 +5,7 @@
 
 local M = {}
 
-M.VERSION = 1
+M.VERSION = 2
 M.PORT = 1024
 M.HEADER = "<I4BBI2"
 M.HEADER_BYTES = 8
@@ -19,11 +19,12 @@ M.FLAG_MORE, M.FLAG_EOF, M.FLAG_GROUP = 1, 2, 4
 -- Host to guest.
 M.BOOT, M.EXEC, M.STDIN, M.STDIN_EOF, M.RESIZE, M.SIGNAL = 1, 2, 3, 4, 5, 6
 M.FILE_PUT, M.FILE_GET, M.CREDIT, M.CLOCK, M.SHUTDOWN, M.PING, M.BYE, M.RESUME = 7, 8, 9, 10, 11, 12, 13, 14
+M.FREEZE, M.THAW = 15, 16
 
 -- Guest to host.
 M.HELLO, M.BOOTED, M.STARTED, M.STDOUT, M.STDERR = 0x81, 0x82, 0x83, 0x84, 0x85
 M.EXIT, M.FAILED, M.STDIN_CREDIT, M.PONG, M.GOODBYE = 0x86, 0x87, 0x88, 0x89, 0x8a
-M.REFUSED, M.STDIN_CLOSED, M.FILE_INFO = 0x8b, 0x8c, 0x8d
+M.REFUSED, M.STDIN_CLOSED, M.FILE_INFO, M.FROZEN = 0x8b, 0x8c, 0x8d, 0x8e
 
 M.marks = {
     [0] = "kernel_zero", "tsc", "init", "modules", "dial", "hello", "boot", "root", "booted",

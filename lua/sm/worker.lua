@@ -226,7 +226,8 @@ end
 
 -- Commands whose `path` a confined worker cannot open: it is opened here, and
 -- the descriptor goes along with the request.
-local OPENED_HERE = { ["snapshot.save"] = uv.constants.O_RDWR | uv.constants.O_CREAT }
+local TO_WRITE = uv.constants.O_RDWR | uv.constants.O_CREAT
+local OPENED_HERE = { ["snapshot.save"] = TO_WRITE, ["snapshot.begin"] = TO_WRITE }
 local ERRNO = { ENOENT = 2, EACCES = 13, EEXIST = 17, ENOTDIR = 20, EISDIR = 21, ENOSPC = 28, EROFS = 30 }
 
 -- The file of such a request and whether it was made for it; or nil, why, errno.

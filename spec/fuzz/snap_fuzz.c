@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Loading snapshots. The input is a list of edits (where u16, how many u8,
- * bytes) of a real one: of its header, or, counted from there on, of its state
- * and index; with the top bit of the count set the checksums are made right
- * again at the end, so that what lies behind them is reached. Whatever loads is
- * started, paused and taken down.
+ * Loading snapshots. The first byte chooses a whole one or a diff (over the whole one);
+ * the rest is a list of edits (where u16, how many u8, bytes) of it: of its header, or,
+ * counted from there on, of its state and index; with the top bit of the count set the
+ * checksums are made right again at the end, so that what lies behind them is reached.
+ * Whatever loads is started, paused and taken down; a chain that passes as one is
+ * flattened, too.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -18,32 +19,53 @@
 
 #define MEMORY (1u << 20)
 
-static uint8_t *original; /* header, then the tail */
-static size_t tail_at, tail_len;
+/* A real one: header, then the tail. */
+struct original {
+    uint8_t *bytes;
+    size_t tail_at, tail_len;
+    int fd;
+};
+static struct original whole, diff;
 
-static void make_original(void)
+static struct original take(int fd)
+{
+    struct original o = { .fd = fd };
+    struct sm_snap_header h;
+
+    if (pread(fd, &h, sizeof(h), 0) != sizeof(h))
+        abort();
+    o.tail_at = (size_t)h.state.offset;
+    o.tail_len = (size_t)(h.file_bytes - h.state.offset);
+    o.bytes = malloc(sizeof(h) + o.tail_len);
+    memcpy(o.bytes, &h, sizeof(h));
+    if (pread(fd, o.bytes + sizeof(h), o.tail_len, (off_t)o.tail_at) != (ssize_t)o.tail_len)
+        abort();
+    return o;
+}
+
+static void make_originals(void)
 {
     char overlay[] = "/dev/shm/sm-fuzz-XXXXXX";
-    struct sm_snap_header h;
     struct sm_fake_step wait = { .kind = SM_FAKE_WAIT_KICK };
+    struct sm_snap_how first = { .rebase = true }, second = { .diff = true };
+    struct sm_snap_info info;
     struct sm_vm *vm;
-    int fd = mkstemp(overlay);
+    int fd = mkstemp(overlay), fds[2];
 
     close(fd);
     vm = rig_machine(1, MEMORY, -1, overlay, NULL);
     if (sm_fake_script(sm_vm_hv(vm), 0, &wait, 1) || sm_vm_start(vm) || sm_vm_pause(vm))
         abort();
-    fd = rig_save(vm, "{}");
+    fds[0] = memfd_create("whole", MFD_CLOEXEC);
+    fds[1] = memfd_create("diff", MFD_CLOEXEC);
+    if (rig_write(vm, fds[0], &first, "{}", &info, NULL, 0))
+        abort();
+    memset(sm_mem_ptr(sm_vm_mem(vm), 0x5000, 8192), 'd', 8192);
+    if (rig_write(vm, fds[1], &second, "{}", &info, NULL, 0))
+        abort();
     sm_vm_destroy(vm);
-    if (pread(fd, &h, sizeof(h), 0) != sizeof(h))
-        abort();
-    tail_at = (size_t)h.state.offset;
-    tail_len = (size_t)(h.file_bytes - h.state.offset);
-    original = malloc(sizeof(h) + tail_len);
-    memcpy(original, &h, sizeof(h));
-    if (pread(fd, original + sizeof(h), tail_len, (off_t)tail_at) != (ssize_t)tail_len)
-        abort();
-    close(fd);
+    whole = take(fds[0]);
+    diff = take(fds[1]);
 }
 
 /* Apply the edits; whether checksums are to be right. */
@@ -63,18 +85,35 @@ static int edit(uint8_t *copy, size_t room, const uint8_t *data, size_t size)
     return mend;
 }
 
-static void mend_section(struct sm_snap_section *s, const uint8_t *tail)
+static void mend_section(const struct original *o, struct sm_snap_section *s, const uint8_t *tail)
 {
-    if (s->offset >= tail_at && s->offset - tail_at <= tail_len &&
-        s->len_bytes <= tail_len - (s->offset - tail_at))
-        s->crc = sm_crc32c(0, tail + (s->offset - tail_at), (size_t)s->len_bytes);
+    if (s->offset >= o->tail_at && s->offset - o->tail_at <= o->tail_len &&
+        s->len_bytes <= o->tail_len - (s->offset - o->tail_at))
+        s->crc = sm_crc32c(0, tail + (s->offset - o->tail_at), (size_t)s->len_bytes);
 }
 
-static void run(int fd)
+static void flatten(struct sm_snap *parent, struct sm_snap *snap)
+{
+    struct sm_snap *links[2] = { parent, snap }, *flat;
+    char why[400] = "";
+    int fd = memfd_create("flat", MFD_CLOEXEC);
+
+    if (sm_snap_flatten(links, 2, fd, why, sizeof(why))) {
+        if (!why[0] || strchr(why, '\n'))
+            abort();
+        close(fd);
+        return;
+    }
+    if (sm_snap_open(fd, &flat, why, sizeof(why)) || sm_snap_verify(flat, why, sizeof(why)))
+        abort();
+    sm_snap_close(flat);
+}
+
+static void run(int fd, bool with_parent)
 {
     char overlay[64], why[400] = "";
-    struct sm_snap_load how = { 0 };
-    struct sm_snap *snap;
+    struct sm_snap *snap, *parent;
+    struct sm_snap_load how = { .parents = &parent, .parent_count = with_parent };
     struct sm_vm *vm;
 
     if (sm_snap_open(fd, &snap, why, sizeof(why))) {
@@ -82,6 +121,8 @@ static void run(int fd)
             abort();
         return;
     }
+    if (sm_snap_open(fcntl(whole.fd, F_DUPFD_CLOEXEC, 0), &parent, NULL, 0))
+        abort();
     snprintf(overlay, sizeof(overlay), "/dev/shm/sm-fuzz-%d", (int)getpid());
     vm = rig_machine(1, 0, -1, overlay, NULL);
     if (sm_snap_load(snap, vm, &how, why, sizeof(why))) {
@@ -90,34 +131,42 @@ static void run(int fd)
     } else if (sm_vm_start(vm) == 0) {
         sm_vm_pause(vm);
     }
+    if (with_parent)
+        flatten(parent, snap);
+    sm_snap_close(parent);
     sm_snap_close(snap);
     sm_vm_destroy(vm);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    const struct original *o;
     size_t room = sizeof(struct sm_snap_header);
     struct sm_snap_header *h;
     uint8_t *copy;
     int fd;
 
-    if (!original)
-        make_original();
-    room += tail_len;
+    if (!size)
+        return 0;
+    if (!whole.bytes)
+        make_originals();
+    o = data[0] & 1 ? &diff : &whole;
+    room += o->tail_len;
     copy = malloc(room);
-    memcpy(copy, original, room);
+    memcpy(copy, o->bytes, room);
     h = (struct sm_snap_header *)(void *)copy;
-    if (edit(copy, room, data, size)) {
-        mend_section(&h->state, copy + sizeof(*h));
-        mend_section(&h->meta, copy + sizeof(*h));
-        mend_section(&h->index, copy + sizeof(*h));
+    if (edit(copy, room, data + 1, size - 1)) {
+        mend_section(o, &h->state, copy + sizeof(*h));
+        mend_section(o, &h->meta, copy + sizeof(*h));
+        mend_section(o, &h->index, copy + sizeof(*h));
+        mend_section(o, &h->pages, copy + sizeof(*h));
         h->crc = sm_crc32c(0, h, offsetof(struct sm_snap_header, crc));
     }
     fd = memfd_create("snap", MFD_CLOEXEC);
-    if (ftruncate(fd, (off_t)tail_at) || pwrite(fd, copy, sizeof(*h), 0) != sizeof(*h) ||
-        pwrite(fd, copy + sizeof(*h), tail_len, (off_t)tail_at) != (ssize_t)tail_len)
+    if (ftruncate(fd, (off_t)o->tail_at) || pwrite(fd, copy, sizeof(*h), 0) != sizeof(*h) ||
+        pwrite(fd, copy + sizeof(*h), o->tail_len, (off_t)o->tail_at) != (ssize_t)o->tail_len)
         abort();
-    run(fd);
+    run(fd, o == &diff);
     free(copy);
     return 0;
 }

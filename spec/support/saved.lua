@@ -2,7 +2,8 @@
 --
 -- A machine on the fake backend that the product's snapshot code takes for one
 -- of its own. As a program (`lua5.4 support/saved.lua`) it saves one for ever,
--- under ever new names, until it is killed.
+-- under ever new names, until it is killed: whole, as diffs, copied while it runs;
+-- and flattens and removes some of them.
 package.cpath = package.cpath:gsub("([^;]*build/)%?%.so", "%1fake/?.so;%1?.so")
 
 local core = require "sm.core"
@@ -27,12 +28,23 @@ function M.machine()
 end
 
 if arg and arg[0] and arg[0]:match "saved%.lua$" then
-    local vm = M.machine()
+    local capture, snapshot = require "sm.capture", require "sm.snapshot"
     require("sm.loop").run(function()
         local n = 0
-        while true do
+        local function save(vm, opts)
             n = n + 1
-            assert(require("sm.snapshot").create(vm, { name = ("s%d-%d"):format(require("luv").os_getpid(), n) }))
+            opts.name = ("s%d-%d"):format(require("luv").os_getpid(), n)
+            return assert(capture.create(vm, opts))
+        end
+        while true do
+            local vm = M.machine()
+            save(vm, {})
+            local whole, diff = save(vm, { diff = true }), save(vm, { diff = true, live = true })
+            assert(diff.parent.id == whole.id)
+            assert(snapshot.flatten(diff))
+            assert(snapshot.remove(whole))
+            save(vm, { diff = true })
+            vm.parts.worker:close()
         end
     end)
 end

@@ -16,6 +16,8 @@
 #include "vm.h"
 
 #define RIG_DISK_BYTES (1u << 20)
+#define RIG_MEMORY (8u << 20)
+#define RIG_PAGE 4096u
 
 static inline struct sm_virtio_env rig_env(struct sm_vm *vm, struct sm_io *io, const char *name)
 {
@@ -64,16 +66,32 @@ static inline struct sm_vm *rig_machine(unsigned cpus, uint64_t memory, int base
     return vm;
 }
 
+/* Write a snapshot of a paused machine; fd stays the caller's. */
+static inline int rig_write(struct sm_vm *vm, int fd, const struct sm_snap_how *how,
+                            const char *meta, struct sm_snap_info *info, char *why, size_t len)
+{
+    struct sm_snap_writer *w;
+    uint64_t stored;
+    int err = sm_snap_begin(vm, fcntl(fd, F_DUPFD_CLOEXEC, 0), how, &w, why, len);
+
+    if (err)
+        return err;
+    err = sm_snap_capture(w, why, len);
+    if (!err)
+        err = sm_snap_finish(w, meta, meta ? strlen(meta) : 0, false, info, &stored, why, len);
+    sm_snap_writer_close(w);
+    return err;
+}
+
 /* The file of a snapshot of a paused machine, in memory. */
 static inline int rig_save(struct sm_vm *vm, const char *meta)
 {
-    struct sm_snap_save how = { .meta = meta, .meta_len = meta ? strlen(meta) : 0 };
+    struct sm_snap_how how = { 0 };
     struct sm_snap_info info;
-    uint64_t stored;
     char why[200] = "";
     int fd = memfd_create("snap", MFD_CLOEXEC);
 
-    if (sm_snap_save(vm, fd, &how, &info, &stored, why, sizeof(why))) {
+    if (rig_write(vm, fd, &how, meta, &info, why, sizeof(why))) {
         fprintf(stderr, "save: %s\n", why);
         abort();
     }

@@ -8,14 +8,11 @@
 #include <sys/stat.h>
 
 #include "crc32c.h"
-#include "fake/fake.h"
-#include "scratch.h"
 #include "snap_impl.h"
-#include "snap_rig.h"
-#include "test.h"
+#include "snap_paused.h"
 
-#define MEMORY (8u << 20)
-#define PAGE 4096u
+#define MEMORY RIG_MEMORY
+#define PAGE RIG_PAGE
 
 /* Sanitizers look at every access, so the loops over all bytes take some. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -54,85 +51,9 @@ static uint8_t *slurp(int fd, size_t *len)
 
 /* ---- round trips ---- */
 
-static int set_rip(struct sm_hv_vcpu *vcpu, void *arg)
-{
-    return sm_hv_reg_set(vcpu, SM_X86_RIP, *(uint64_t *)arg);
-}
-
 static int get_rip(struct sm_hv_vcpu *vcpu, void *arg)
 {
     return sm_hv_reg_get(vcpu, SM_X86_RIP, arg);
-}
-
-static void fill(struct sm_vm *vm, uint64_t gpa, uint8_t byte)
-{
-    memset(sm_mem_ptr(sm_vm_mem(vm), gpa, PAGE), byte, PAGE);
-}
-
-static uint8_t byte_at(struct sm_vm *vm, uint64_t gpa)
-{
-    uint8_t byte = 0xee;
-
-    CHECK_EQ(sm_mem_read(sm_vm_mem(vm), gpa, &byte, 1), 0);
-    return byte;
-}
-
-static void disk_fill(struct sm_disk *disk, uint64_t at, uint8_t byte, size_t len)
-{
-    uint8_t buf[PAGE * 2];
-    struct iovec v = { buf, len };
-
-    memset(buf, byte, sizeof(buf));
-    CHECK_EQ(sm_disk_write(disk, at, &v, 1), 0);
-}
-
-static uint8_t disk_byte(struct sm_disk *disk, uint64_t at)
-{
-    uint8_t byte = 0xee;
-    struct iovec v = { &byte, 1 };
-
-    CHECK_EQ(sm_disk_read(disk, at, &v, 1), 0);
-    return byte;
-}
-
-/* A base with bytes 'b' in its second and last page. */
-static int base_file(void)
-{
-    int fd = memfd_create("base", MFD_CLOEXEC);
-    char page[PAGE];
-
-    memset(page, 'b', sizeof(page));
-    CHECK_EQ(ftruncate(fd, RIG_DISK_BYTES), 0);
-    CHECK_EQ(pwrite(fd, page, PAGE, PAGE), PAGE);
-    CHECK_EQ(pwrite(fd, page, PAGE, RIG_DISK_BYTES - PAGE), PAGE);
-    return fd;
-}
-
-/* Nothing runs in these machines: their vCPUs wait for kicks. */
-static void stand_still(struct sm_vm *vm, unsigned cpus)
-{
-    struct sm_fake_step wait = { .kind = SM_FAKE_WAIT_KICK };
-
-    for (unsigned i = 0; i < cpus; i++)
-        CHECK_EQ(sm_fake_script(sm_vm_hv(vm), i, &wait, 1), 0);
-}
-
-/* A paused machine whose vCPUs stand at 0x1000 + index, for they wait there. */
-static struct sm_vm *paused(unsigned cpus, struct sm_disk **disk)
-{
-    int base = base_file();
-    struct sm_vm *vm = rig_machine(cpus, MEMORY, base, scratch_path("overlay"), disk);
-
-    close(base);
-    stand_still(vm, cpus);
-    for (unsigned i = 0; i < cpus; i++) {
-        uint64_t rip = 0x1000 + i;
-
-        CHECK_EQ(sm_vm_vcpu_call(vm, i, set_rip, &rip), 0);
-    }
-    CHECK_EQ(sm_vm_start(vm), 0);
-    CHECK_EQ(sm_vm_pause(vm), 0);
-    return vm;
 }
 
 /* A new machine from the file; NULL with the reason when it is refused. */
@@ -144,7 +65,7 @@ static struct sm_vm *load(int fd, unsigned cpus, bool eager, char *why, size_t l
     struct sm_snap *snap;
     int err = sm_snap_open(fcntl(fd, F_DUPFD_CLOEXEC, 0), &snap, why, len);
 
-    stand_still(vm, cpus);
+    rig_stand_still(vm, cpus);
     if (!err) {
         err = sm_snap_load(snap, vm, &how, why, len);
         sm_snap_close(snap);
@@ -161,41 +82,41 @@ static struct sm_vm *load(int fd, unsigned cpus, bool eager, char *why, size_t l
 static void round_trip(bool eager)
 {
     struct sm_disk *disk, *copy_disk;
-    struct sm_vm *vm = paused(4, &disk), *copy;
+    struct sm_vm *vm = rig_paused(4, &disk), *copy;
     char why[400] = "";
     int fd;
 
-    fill(vm, 0x5000, 'm');
-    fill(vm, MEMORY - PAGE, 'e');
-    disk_fill(disk, 10 * PAGE, 'd', PAGE);
-    disk_fill(disk, 20 * PAGE + 512, 'p', 512); /* a part of a cluster */
+    rig_fill(vm, 0x5000, 'm');
+    rig_fill(vm, MEMORY - PAGE, 'e');
+    rig_disk_fill(disk, 10 * PAGE, 'd', PAGE);
+    rig_disk_fill(disk, 20 * PAGE + 512, 'p', 512); /* a part of a cluster */
     CHECK_EQ(sm_disk_zero(disk, PAGE, PAGE, true), 0); /* of the base */
     fd = rig_save(vm, "words");
     copy = load(fd, 4, eager, why, sizeof(why), &copy_disk);
     CHECK(copy != NULL);
     if (copy) {
-        CHECK_EQ(byte_at(copy, 0x5000), 'm');
-        CHECK_EQ(byte_at(copy, 0x6000), 0);
-        CHECK_EQ(byte_at(copy, MEMORY - 1), 'e');
+        CHECK_EQ(rig_byte_at(copy, 0x5000), 'm');
+        CHECK_EQ(rig_byte_at(copy, 0x6000), 0);
+        CHECK_EQ(rig_byte_at(copy, MEMORY - 1), 'e');
         for (unsigned i = 0; i < 4; i++) {
             uint64_t rip = 0;
 
             CHECK_EQ(sm_vm_vcpu_call(copy, i, get_rip, &rip), 0);
             CHECK_EQ(rip, 0x1000 + i);
         }
-        CHECK_EQ(disk_byte(copy_disk, 10 * PAGE), 'd');
-        CHECK_EQ(disk_byte(copy_disk, 20 * PAGE + 600), 'p');
-        CHECK_EQ(disk_byte(copy_disk, 20 * PAGE), 0);
-        CHECK_EQ(disk_byte(copy_disk, PAGE), 0);
-        CHECK_EQ(disk_byte(copy_disk, RIG_DISK_BYTES - 1), 'b');
+        CHECK_EQ(rig_disk_byte(copy_disk, 10 * PAGE), 'd');
+        CHECK_EQ(rig_disk_byte(copy_disk, 20 * PAGE + 600), 'p');
+        CHECK_EQ(rig_disk_byte(copy_disk, 20 * PAGE), 0);
+        CHECK_EQ(rig_disk_byte(copy_disk, PAGE), 0);
+        CHECK_EQ(rig_disk_byte(copy_disk, RIG_DISK_BYTES - 1), 'b');
         /* what the copy writes is its own, what the source writes too */
-        fill(copy, 0x5000, 'c');
-        disk_fill(copy_disk, 10 * PAGE, 'c', 512);
-        CHECK_EQ(disk_byte(copy_disk, 10 * PAGE + 512), 'd');
-        fill(vm, 0x7000, 's');
-        CHECK_EQ(byte_at(copy, 0x7000), 0);
-        CHECK_EQ(byte_at(vm, 0x5000), 'm');
-        CHECK_EQ(disk_byte(disk, 10 * PAGE), 'd');
+        rig_fill(copy, 0x5000, 'c');
+        rig_disk_fill(copy_disk, 10 * PAGE, 'c', 512);
+        CHECK_EQ(rig_disk_byte(copy_disk, 10 * PAGE + 512), 'd');
+        rig_fill(vm, 0x7000, 's');
+        CHECK_EQ(rig_byte_at(copy, 0x7000), 0);
+        CHECK_EQ(rig_byte_at(vm, 0x5000), 'm');
+        CHECK_EQ(rig_disk_byte(disk, 10 * PAGE), 'd');
         CHECK_EQ(sm_vm_start(copy), 0);
         sm_vm_destroy(copy);
     } else {
@@ -220,13 +141,13 @@ static void a_machine_comes_back_eagerly(void)
 static void a_copy_of_a_copy_is_whole(void)
 {
     struct sm_disk *disk;
-    struct sm_vm *vm = paused(1, &disk), *copy, *second;
+    struct sm_vm *vm = rig_paused(1, &disk), *copy, *second;
     char why[400] = "";
     int fd, again;
 
-    fill(vm, 0x5000, 'm');
-    fill(vm, 0x300000, 'n');
-    disk_fill(disk, 30 * PAGE, 'd', PAGE);
+    rig_fill(vm, 0x5000, 'm');
+    rig_fill(vm, 0x300000, 'n');
+    rig_disk_fill(disk, 30 * PAGE, 'd', PAGE);
     fd = rig_save(vm, NULL);
     sm_vm_destroy(vm);
     copy = load(fd, 1, false, why, sizeof(why), NULL);
@@ -236,18 +157,18 @@ static void a_copy_of_a_copy_is_whole(void)
         return;
     CHECK_EQ(sm_vm_start(copy), 0);
     CHECK_EQ(sm_vm_pause(copy), 0);
-    fill(copy, 0x300000, 0); /* zero again: a hole */
-    fill(copy, 0x400000, 'o');
+    rig_fill(copy, 0x300000, 0); /* zero again: a hole */
+    rig_fill(copy, 0x400000, 'o');
     again = rig_save(copy, NULL);
     sm_vm_destroy(copy);
     second = load(again, 1, false, why, sizeof(why), &disk);
     CHECK(second != NULL);
     if (second) {
-        CHECK_EQ(byte_at(second, 0x5000), 'm');
-        CHECK_EQ(byte_at(second, 0x300000), 0);
-        CHECK_EQ(byte_at(second, 0x400000), 'o');
-        CHECK_EQ(disk_byte(disk, 30 * PAGE), 'd');
-        CHECK_EQ(disk_byte(disk, PAGE), 'b');
+        CHECK_EQ(rig_byte_at(second, 0x5000), 'm');
+        CHECK_EQ(rig_byte_at(second, 0x300000), 0);
+        CHECK_EQ(rig_byte_at(second, 0x400000), 'o');
+        CHECK_EQ(rig_disk_byte(disk, 30 * PAGE), 'd');
+        CHECK_EQ(rig_disk_byte(disk, PAGE), 'b');
         sm_vm_destroy(second);
     }
     close(again);
@@ -255,7 +176,7 @@ static void a_copy_of_a_copy_is_whole(void)
 
 static void untouched_memory_costs_nothing(void)
 {
-    struct sm_vm *vm = paused(1, NULL);
+    struct sm_vm *vm = rig_paused(1, NULL);
     struct stat st;
     int fd = rig_save(vm, NULL);
 
@@ -268,7 +189,7 @@ static void untouched_memory_costs_nothing(void)
 
 static void it_says_what_it_is(void)
 {
-    struct sm_vm *vm = paused(2, NULL);
+    struct sm_vm *vm = rig_paused(2, NULL);
     int fd = rig_save(vm, "{\"a\":1}");
     struct sm_snap *snap;
     size_t len;
@@ -314,7 +235,7 @@ static uint64_t ticks_of(struct sm_vm *vm)
 /* How far a copy's clock is beyond its source's at the save, in seconds. */
 static uint64_t seconds_gone(bool advance)
 {
-    struct sm_vm *vm = paused(1, NULL), *copy = rig_machine(1, 0, -1, scratch_path("copy"), NULL);
+    struct sm_vm *vm = rig_paused(1, NULL), *copy = rig_machine(1, 0, -1, scratch_path("copy"), NULL);
     struct sm_snap_load how = { .advance = advance };
     struct sm_snap *snap;
     uint64_t before = ticks_of(vm), gone;
@@ -342,16 +263,15 @@ static void clocks_stand_still_or_advance_as_asked(void)
 
 static void only_a_paused_machine_into_an_empty_file(void)
 {
-    struct sm_vm *vm = paused(1, NULL);
-    struct sm_snap_save how = { 0 };
+    struct sm_vm *vm = rig_paused(1, NULL);
+    struct sm_snap_how how = { 0 };
     struct sm_snap_info info;
-    uint64_t stored;
     char why[200] = "";
     int fd = rig_save(vm, NULL), empty = memfd_create("e", MFD_CLOEXEC);
 
-    CHECK_EQ(sm_snap_save(vm, fd, &how, &info, &stored, why, sizeof(why)), -EEXIST);
+    CHECK_EQ(rig_write(vm, fd, &how, NULL, &info, why, sizeof(why)), -EEXIST);
     CHECK_EQ(sm_vm_resume(vm), 0);
-    CHECK_EQ(sm_snap_save(vm, empty, &how, &info, &stored, why, sizeof(why)), -EINVAL);
+    CHECK_EQ(rig_write(vm, empty, &how, NULL, &info, why, sizeof(why)), -EINVAL);
     sm_vm_destroy(vm);
     close(fd);
     close(empty);
@@ -359,7 +279,7 @@ static void only_a_paused_machine_into_an_empty_file(void)
 
 static void the_machine_has_to_fit(void)
 {
-    struct sm_vm *vm = paused(2, NULL), *other;
+    struct sm_vm *vm = rig_paused(2, NULL), *other;
     struct sm_snap_load how = { 0 };
     struct sm_snap *snap;
     char why[400] = "";
@@ -407,13 +327,13 @@ static unsigned flips_unnoticed(int fd, uint8_t *p, size_t from, size_t to)
 
 static void every_flipped_bit_is_noticed(void)
 {
-    struct sm_vm *vm = paused(1, NULL);
+    struct sm_vm *vm = rig_paused(1, NULL);
     struct sm_snap_header h;
     size_t len;
     uint8_t *p;
     int fd;
 
-    fill(vm, 0x5000, 'm');
+    rig_fill(vm, 0x5000, 'm');
     fd = rig_save(vm, "words of its owner");
     p = slurp(fd, &len);
     memcpy(&h, p, sizeof(h));
@@ -430,7 +350,7 @@ static void every_flipped_bit_is_noticed(void)
 
 static void every_truncation_is_noticed(void)
 {
-    struct sm_vm *vm = paused(1, NULL);
+    struct sm_vm *vm = rig_paused(1, NULL);
     int fd = rig_save(vm, "words"), cut = memfd_create("cut", MFD_CLOEXEC);
     unsigned unnoticed = 0;
     char why[200];
@@ -457,7 +377,7 @@ static void every_truncation_is_noticed(void)
 static void damaged_memory_is_found_by_verify(void)
 {
     struct sm_disk *disk;
-    struct sm_vm *vm = paused(1, &disk);
+    struct sm_vm *vm = rig_paused(1, &disk);
     struct sm_snap_header h;
     struct sm_snap *snap;
     char why[200] = "";
@@ -465,7 +385,7 @@ static void damaged_memory_is_found_by_verify(void)
     uint8_t *p;
     int fd;
 
-    fill(vm, 0x5000, 'm');
+    rig_fill(vm, 0x5000, 'm');
     fd = rig_save(vm, NULL);
     p = slurp(fd, &len);
     memcpy(&h, p, sizeof(h));
@@ -492,7 +412,7 @@ static void damaged_memory_is_found_by_verify(void)
 /* The same file with one thing changed in the header, checksum made right. */
 static void with_header(void (*change)(struct sm_snap_header *h), const char *words)
 {
-    struct sm_vm *vm = paused(1, NULL), *copy;
+    struct sm_vm *vm = rig_paused(1, NULL), *copy;
     int fd = rig_save(vm, NULL);
     struct sm_snap_header *h;
     char why[400] = "";
@@ -555,7 +475,7 @@ static void state_that_is_another(struct sm_snap_header *h)
 
 static void what_is_from_elsewhere_is_refused(void)
 {
-    with_header(newer, "of format 7, this sm reads 1");
+    with_header(newer, "of format 7, this sm reads up to 2");
     with_header(elsewhere, "another CPU (kvm GenuineIntel");
     with_header(of_arm, "it is of aarch64, this machine is");
     with_header(big_pages, "pages of 16384 bytes");

@@ -20,7 +20,7 @@ return {
             return nil, "fork: -n: expected at least 1"
         end
         local ids, err = vms.with(rest[1], function(vm)
-            return sm.snapshot.fork_attached(vm, n, { clock = o.clock })
+            return require("sm.clone").fork_attached(vm, n, { clock = o.clock })
         end)
         if not ids then
             return nil, err

@@ -27,7 +27,9 @@ function verbs.create(o, vm, name)
         return nil, "snapshot create: needs a VM and a name (or a path with a slash)"
     end
     local made, err = vms.with(vm, function(attached)
-        return attached:snapshot(name:find("/", 1, true) and { path = name } or { name = name })
+        local slash = name:find("/", 1, true)
+        return attached:snapshot { path = slash and name or nil, name = not slash and name or nil, diff = o.diff,
+            live = o.live }
     end)
     if not made then
         return nil, err
@@ -78,6 +80,9 @@ function verbs.show(_, name)
     line("cpus", s.cpus)
     line("memory", size(s.memory))
     line("size", size(s.stored))
+    if s.parent then
+        line("parent", ("%s (%s)"):format(s.parent.path:match "([^/]*)%.sms$" or s.parent.path, s.parent.id))
+    end
     line("cpu model", s.fingerprint)
     return 0
 end
@@ -97,20 +102,28 @@ function verbs.verify(_, ...)
     return each({ ... }, "verify", sm.snapshot.verify)
 end
 
+function verbs.flatten(_, ...)
+    return each({ ... }, "flatten", sm.snapshot.flatten)
+end
+
 return {
-    usage = "sm snapshot create VM NAME | ls | show NAME | rm NAME… | verify NAME…",
+    usage = "sm snapshot create [--diff] [--live] VM NAME | ls | show NAME | rm NAME… | verify NAME… | flatten NAME…",
     about = "Save a running VM, its memory and its writable disk; it goes on where it was.\n"
         .. "A name with a slash is a path. `verify` reads all of a snapshot and holds it\n"
-        .. "against its checksums; everything but memory is checked at each restore.",
+        .. "against its checksums; everything but memory is checked at each restore.\n"
+        .. "With --diff only what changed since the VM was restored, or since its last diff,\n"
+        .. "is saved; it needs that parent, until `flatten` makes it stand alone.",
     flags = {
+        { "diff", nil, nil, "of create: only what changed" },
+        { "live", nil, nil, "of create: copy memory while the VM runs; it stands still for the rest" },
         { "quiet", "q", nil, "names only" },
     },
     min = 1,
-    needs = "create, ls, show, rm or verify",
+    needs = "create, ls, show, rm, verify or flatten",
     run = function(o, rest)
         local verb = verbs[rest[1]]
         if not verb then
-            return nil, ("snapshot: no such action: '%s' (create, ls, show, rm, verify)"):format(rest[1])
+            return nil, ("snapshot: no such action: '%s' (create, ls, show, rm, verify, flatten)"):format(rest[1])
         end
         return verb(o, table.unpack(rest, 2))
     end,

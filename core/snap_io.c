@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Bytes, holes and bits: what all of core/snap*.c needs. */
+#include "snap_impl.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+int sm_snap_read(int fd, void *buf, size_t len, uint64_t offset)
+{
+    uint8_t *p = buf;
+
+    while (len) {
+        ssize_t n = pread(fd, p, len, (off_t)offset);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EBADMSG;
+        p += n;
+        len -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return 0;
+}
+
+int sm_snap_write(int fd, const void *buf, size_t len, uint64_t offset)
+{
+    const uint8_t *p = buf;
+
+    while (len) {
+        ssize_t n = pwrite(fd, p, len, (off_t)offset);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        p += n;
+        len -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return 0;
+}
+
+bool sm_snap_is_zero(const uint8_t *page)
+{
+    return page[0] == 0 && memcmp(page, page + 1, SM_SNAP_UNIT_BYTES - 1) == 0;
+}
+
+uint64_t sm_snap_next_data(int fd, uint64_t at, uint64_t end)
+{
+    off_t found = lseek(fd, (off_t)at, SEEK_DATA);
+
+    if (found < 0)
+        return errno == ENXIO ? end : at;
+    if ((uint64_t)found >= end)
+        return end;
+    return (uint64_t)found - (uint64_t)found % SM_SNAP_UNIT_BYTES;
+}
+
+uint64_t sm_snap_run(const uint8_t *bits, uint64_t *from, uint64_t end, uint64_t max)
+{
+    uint64_t at = *from, n = 0;
+
+    while (at < end && !sm_snap_bit(bits, at))
+        at += at % 8 == 0 && bits[at / 8] == 0 ? 8 : 1;
+    *from = at;
+    while (at + n < end && n < max && sm_snap_bit(bits, at + n))
+        n++;
+    return n;
+}
