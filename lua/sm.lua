@@ -162,9 +162,10 @@ function M.launch_copy(snapshot, opts)
     return require("sm.owner").launch_copy(snapshot, opts)
 end
 
---- Snapshots kept here: list, open, chain, flatten, remove, verify.
+--- Snapshots kept here: list, open, chain, flatten, remove, verify; export and import.
 M.snapshot = setmetatable({}, { __index = function(_, key)
-    return require("sm.snapshot")[key]
+    local from = (key == "export" or key == "import") and "sm.snapshot_archive" or "sm.snapshot"
+    return require(from)[key]
 end })
 
 --- Keep a pool in a process of its own, which outlives this one; its name. `cfg` is

@@ -3,7 +3,7 @@
 -- The command line. `sm COMMAND …` finds lua/sm/cli/COMMAND.lua; a first word
 -- that is a file is a Lua script. A command is a module:
 --
---   { usage=, about=, flags=, min=, max=, run = function(options, rest) … end }
+--   { usage=, about=, flags=, min=, max=, verbs=, run = function(options, rest) … end }
 --
 -- and is written on the public API (`require "sm"`) and nothing else. `run` is
 -- a task of sm.loop; it returns an exit code (nil is 0), or nil and one line.
@@ -119,7 +119,7 @@ local function command(argv)
         io.write(args.help(spec.usage, spec.about, spec.flags))
         return 0
     end
-    local options, rest = args.parse(spec.flags, argv, 2)
+    local options, rest = args.parse(spec.flags, argv, 2, spec.verbs)
     if not options then
         return fail(("%s: %s\nsee `sm %s --help`"):format(argv[1], rest, argv[1]))
     end

@@ -10,36 +10,40 @@
 local uv = require "luv"
 local capture = require "sm.capture"
 local config = require "sm.config"
-local files = require "sm.files"
 local lock = require "sm.lock"
 local loop = require "sm.loop"
 local snapshots = require "sm.snapshot"
 
 local M = {}
 
+-- What an image's root device was made of, but where it lies: the store may be another.
+local function same_shape(a, b)
+    local same = #a == #b
+    for i = 1, same and #a or 0 do
+        same = same and a[i].length == b[i].length and a[i].offset == b[i].offset
+    end
+    return same
+end
+
 -- The image is there, as it was: held while the copy lives.
 local function hold_image(snapshot)
     local image = snapshot.image
-    local short = image.name or image.reference or "its image"
-    for _, e in ipairs(image.extents or {}) do
-        local size = files.size(e.path)
-        if not size or size < (e.offset or 0) + (e.length or 0) then
-            return nil, ("%s: it needs the image %s (%s), which is gone"):format(tostring(snapshot), short,
-                image.digest)
-        end
+    local store, err = require("sm.store").open()
+    local record = store and store:image(image.digest)
+    if store and not (record and same_shape(record.extents, image.extents or {})) then
+        return nil, ("%s: it needs the image %s (%s), which is gone"):format(tostring(snapshot),
+            image.name or image.reference or "its image", image.digest)
     end
-    local store = require "sm.store"
-    local opened, err = store.open()
     local lease
-    if opened then
-        lease, err = opened:lease(image.digest)
+    if store then
+        lease, err = store:lease(image.digest)
     end
     if not lease then
         return nil, err
     end
     return setmetatable({
         reference = image.reference, name = image.name, digest = image.digest, size = image.size,
-        extents = image.extents, config = image.config, lease = lease,
+        extents = record.extents, config = image.config, lease = lease,
     }, { __index = { close = function()
         lease:close()
     end } })

@@ -12,6 +12,7 @@ local uv = require "luv"
 local assemble = require "sm.assemble"
 local catalog = require "sm.catalog"
 local compose = require "sm.compose"
+local core = require "sm.core"
 local files = require "sm.files"
 local json = require "sm.json"
 local loop = require "sm.loop"
@@ -88,6 +89,57 @@ local function put_file(write, name, path, size)
     end
     if ok then
         ok, why = write(("\0"):rep(-size % block))
+    end
+    return ok, why
+end
+
+-- A sparse file without its holes, as GNU tar 1.0 has it in pax: the map of where
+-- there is data comes first in the data ("Storing Sparse Files" in tar's manual).
+local function put_sparse(write, name, path)
+    local size = files.size(path)
+    local extents, why = core.data_extents(path)
+    local fd = extents and size and uv.fs_open(path, "r", 0)
+    if not fd then
+        return nil, ("%s: %s"):format(path, why or "cannot be read")
+    end
+    local close <close> = setmetatable({}, { __close = function()
+        uv.fs_close(fd)
+    end })
+    extents[#extents + 1] = { offset = size, length = 0 } -- where it ends, hole or not
+    local map, total = { ("%d\n"):format(#extents) }, 0
+    for _, e in ipairs(extents) do
+        map[#map + 1] = ("%d\n%d\n"):format(e.offset, e.length)
+        total = total + e.length
+    end
+    map = table.concat(map)
+    map = map .. ("\0"):rep(-#map % block)
+    local pax = {}
+    for _, pair in ipairs { { "GNU.sparse.major", "1" }, { "GNU.sparse.minor", "0" },
+        { "GNU.sparse.name", name }, { "GNU.sparse.realsize", ("%d"):format(size) } } do
+        local record = (" %s=%s\n"):format(pair[1], pair[2])
+        local n = #record + 1
+        n = #record + #tostring(#record + #tostring(n))
+        pax[#pax + 1] = n .. record
+    end
+    pax = table.concat(pax)
+    local ok
+    ok, why = write(header("PaxHeaders/" .. name, #pax, "x") .. pax .. ("\0"):rep(-#pax % block))
+    if ok then
+        ok, why = write(header("GNUSparseFile.0/" .. name, #map + total, "0") .. map)
+    end
+    for _, e in ipairs(extents) do
+        local at, stop = e.offset, e.offset + e.length
+        while ok and at < stop do
+            local bytes = uv.fs_read(fd, math.min(stop - at, chunk_bytes), at)
+            if not bytes or #bytes == 0 then
+                return nil, path .. ": shorter than it should be"
+            end
+            at = at + #bytes
+            ok, why = write(bytes)
+        end
+    end
+    if ok then
+        ok, why = write(("\0"):rep(-total % block))
     end
     return ok, why
 end
@@ -184,6 +236,11 @@ local function write_archive(opts, images, blobs, write, with_docker)
             ok, why = put_file(write, blob_name(blob.digest), opts.store:blob_path(blob.digest), blob.size)
         end
     end
+    for _, file in ipairs(opts.sparse or {}) do
+        if ok then
+            ok, why = put_sparse(write, file.name, file.path)
+        end
+    end
     if ok then
         ok, why = write(("\0"):rep(2 * block))
     end
@@ -237,7 +294,8 @@ end
 
 --- Write images of the store to `out`: a path, or a descriptor for archives.
 --- opts: store, format ("docker-archive", which is an OCI archive as well;
---- "oci-archive"; "oci-dir"). Yields.
+--- "oci-archive"; "oci-dir"), sparse ({name, path} of files that go into an archive,
+--- too). Yields.
 ---@async
 ---@param texts string[] references, digests or ids
 ---@param out string|integer
@@ -254,6 +312,7 @@ function M.save(texts, out, opts)
     if not options then
         return nil, why
     end
+    options.sparse = opts.sparse
     return loop.run(function()
         local held <close>, failed = options.store:use()
         if not held then

@@ -204,7 +204,14 @@ function M.from_path(path, opts)
     return M.from_archive(path, opts)
 end
 
-local function load_one(opts, source, found)
+--- One image of an archive into the store, under its names. Yields.
+---@async
+---@param opts table of sm.assemble's options
+---@param source sm.Archive
+---@param found table one of its images
+---@return sm.Image?
+---@return string? error
+function M.load_one(opts, source, found)
     local name = found.tags[1]
     local image, why, put = assemble.assemble(opts, found, {
         blob = function(layer, file)
@@ -244,7 +251,7 @@ local function load(opts, file)
     local out = {}
     for i, found in ipairs(images) do
         local image
-        image, why = load_one(opts, source, found)
+        image, why = M.load_one(opts, source, found)
         if not image then
             return nil, why
         end

@@ -128,7 +128,7 @@ end
 
 -- The same devices for a copy: sockets, cards and overlays of its own. What a
 -- writable disk held comes with the snapshot, in place of its base.
-local function devices_again(saved, id, dir, network)
+local function devices_again(saved, image, id, dir, network)
     local list, nets = {}, 0
     for i, device in ipairs(saved) do
         local copy = {}
@@ -146,6 +146,8 @@ local function devices_again(saved, id, dir, network)
                 return nil, err
             end
             copy.overlay, copy.ephemeral, copy.extents = path, true, nil
+        elseif copy.extents then
+            copy.extents = image.extents -- the store may lie elsewhere now
         end
         list[i] = copy
     end
@@ -333,7 +335,7 @@ function M.restore(chain, saved, image, opts, marks)
         M.stop(parts)
         return nil, why
     end
-    parts.devices, err = devices_again(saved.devices, parts.id, parts.rundir.path, parts.network)
+    parts.devices, err = devices_again(saved.devices, image, parts.id, parts.rundir.path, parts.network)
     if not parts.devices then
         return give_up(err)
     end

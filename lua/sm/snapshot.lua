@@ -80,8 +80,13 @@ local function folder(path)
     return path:match "^(.*)/" or "."
 end
 
--- What the file says of itself; `verify`: and whether its memory is whole.
-local function read(path, name, verify)
+--- What the file at a path says of itself; `verify`: and whether its memory is whole.
+---@param path string
+---@param name string? for errors
+---@param verify boolean?
+---@return sm.Snapshot?
+---@return string? err
+function M.read(path, name, verify)
     core = core or require "sm.core"
     if not name and folder(path) == M.dir() then
         name = path:match("([^/.][^/]*)" .. SUFFIX:gsub("%.", "%%.") .. "$")
@@ -119,7 +124,7 @@ end
 ---@return string? err
 function M.open(what)
     if type(what) == "string" and what:find("/", 1, true) then
-        return read(what)
+        return M.read(what)
     end
     local ok, err = M.check_name(what)
     if not ok then
@@ -129,7 +134,7 @@ function M.open(what)
     if not uv.fs_stat(path) then
         return nil, ("snapshot %s: no such snapshot"):format(what)
     end
-    return read(path, what)
+    return M.read(path, what)
 end
 
 --- All with a name, oldest first; those that cannot be read are in the second
@@ -161,7 +166,7 @@ end
 local function find_id(dir, id)
     for _, entry in ipairs(files.list(dir)) do
         if entry.name:sub(-#SUFFIX) == SUFFIX then
-            local found = read(dir .. "/" .. entry.name)
+            local found = M.read(dir .. "/" .. entry.name)
             if found and found.id == id then
                 return found
             end
@@ -171,7 +176,7 @@ end
 
 local function parent_of(snapshot)
     local wanted = snapshot.parent
-    local found = uv.fs_stat(wanted.path) and read(wanted.path)
+    local found = uv.fs_stat(wanted.path) and M.read(wanted.path)
     if found and found.id == wanted.id then
         return found
     end
@@ -206,7 +211,7 @@ local function children_of(snapshot)
     local out, seen = {}, {}
     for _, dir in ipairs { folder(snapshot.path), M.dir() } do
         for _, entry in ipairs(seen[dir] and {} or files.list(dir)) do
-            local other = entry.name:sub(-#SUFFIX) == SUFFIX and read(dir .. "/" .. entry.name)
+            local other = entry.name:sub(-#SUFFIX) == SUFFIX and M.read(dir .. "/" .. entry.name)
             if other and other.parent and other.parent.id == snapshot.id then
                 out[#out + 1] = other
             end
@@ -279,7 +284,7 @@ function M.flatten(what)
         return nil, ("%s: %s"):format(tostring(snapshot), why)
     end
     held:close()
-    return read(snapshot.path, snapshot.name)
+    return M.read(snapshot.path, snapshot.name)
 end
 
 -- ----------------------------------------------------- checking, removing
@@ -295,7 +300,7 @@ function M.verify(what)
         snapshot, err = M.open(what)
     end
     if snapshot then
-        snapshot, err = read(snapshot.path, snapshot.name, true)
+        snapshot, err = M.read(snapshot.path, snapshot.name, true)
     end
     if not snapshot then
         return nil, err
@@ -327,7 +332,7 @@ end
 
 -- Why a snapshot has to stay, or nil.
 local function needed(path)
-    local snapshot = not path:match "/%.[^/]*$" and read(path) -- nobody needs what has no name
+    local snapshot = not path:match "/%.[^/]*$" and M.read(path) -- nobody needs what has no name
     local child = snapshot and children_of(snapshot)[1]
     return child and ("%s needs it; remove or flatten that first"):format(tostring(child)) or nil
 end

@@ -47,6 +47,15 @@ describe("sm.cli.args", function()
         assert.same({ memory = 1 << 20 }, (parse "--memory=1M x"))
     end)
 
+    it("takes flags before and after a verb", function()
+        local o, rest = args.parse(FLAGS, { "-i", "start", "--cpus", "2", "name", "-t" }, 1, true)
+        assert.same({ interactive = true, cpus = 2 }, o)
+        assert.same({ "start", "name", "-t" }, rest)
+        o, rest = args.parse(FLAGS, { "start", "--", "-t" }, 1, true)
+        assert.same({}, o)
+        assert.same({ "start", "-t" }, rest)
+    end)
+
     it("leaves what follows the first word to the command", function()
         local _, rest = parse "--read-only image --cpus 3"
         assert.same({ "image", "--cpus", "3" }, rest)

@@ -161,17 +161,21 @@ end
 ---@param flags table[] the flag table, see the head of this file
 ---@param argv string[]
 ---@param from integer
+---@param verb boolean? the first word is a verb, and flags may follow it
 ---@return table? options by long name, dashes as underscores
 ---@return string[]|string rest what follows the flags, or the error
-function M.parse(flags, argv, from)
-    local by, out, i = index(flags), {}, from
+function M.parse(flags, argv, from, verb)
+    local by, out, i, rest = index(flags), {}, from, {}
     while argv[i] do
         local word = argv[i]
         if word == "--" then
             i = i + 1
             break
         elseif word == "-" or word:sub(1, 1) ~= "-" then
-            break
+            if not verb or rest[1] then
+                break
+            end
+            rest[1] = word
         elseif word:sub(1, 2) == "--" then
             local name, value = word:match("^(%-%-[^=]+)=(.*)$")
             name = name or word
@@ -221,7 +225,7 @@ function M.parse(flags, argv, from)
         end
         i = i + 1
     end
-    return out, table.move(argv, i, #argv, 1, {})
+    return out, table.move(argv, i, #argv, #rest + 1, rest)
 end
 
 --- The help text of a command.

@@ -122,6 +122,7 @@ return {
         { "user", "u", "USER[:GROUP]", "of run: user", kind = "string" },
         { "quiet", "q", nil, "of ls: names only" },
     },
+    verbs = true,
     min = 1,
     needs = "start, run, ls, stats or stop",
     run = function(o, rest)

@@ -3,6 +3,7 @@
 -- sm snapshot: save VMs that run, whoever started them, and look after what
 -- was saved.
 
+local progress = require "sm.cli.progress"
 local sm = require "sm"
 local vms = require "sm.cli.vms"
 
@@ -106,24 +107,61 @@ function verbs.flatten(_, ...)
     return each({ ... }, "flatten", sm.snapshot.flatten)
 end
 
+function verbs.export(o, name)
+    if not name then
+        return nil, "snapshot export: needs a name"
+    elseif not o.output and require("luv").guess_handle(1) == "tty" then
+        return nil, "snapshot export: standard output is a terminal; give a file with -o"
+    end
+    local ok, err = sm.snapshot.export(name, o.output or 1)
+    return ok and 0 or nil, err
+end
+
+function verbs.import(o, name)
+    if not name then
+        return nil, "snapshot import: needs a name for it"
+    elseif not o.input and require("luv").guess_handle(0) == "tty" then
+        return nil, "snapshot import: standard input is a terminal; give a file with -i"
+    end
+    local bars, why = progress.new(o)
+    if not bars then
+        return nil, "snapshot import: " .. why
+    end
+    local made, err = sm.snapshot.import(o.input or "-", name, { progress = function(event)
+        bars:event(event)
+    end })
+    bars:finish()
+    if not made then
+        return nil, err
+    end
+    print(made.name)
+    return 0
+end
+
 return {
-    usage = "sm snapshot create [--diff] [--live] VM NAME | ls | show NAME | rm NAME… | verify NAME… | flatten NAME…",
+    usage = "sm snapshot create [--diff] [--live] VM NAME | ls | show NAME | rm NAME… | verify NAME… | flatten NAME… | "
+        .. "export NAME | import NAME",
     about = "Save a running VM, its memory and its writable disk; it goes on where it was.\n"
         .. "A name with a slash is a path. `verify` reads all of a snapshot and holds it\n"
         .. "against its checksums; everything but memory is checked at each restore.\n"
         .. "With --diff only what changed since the VM was restored, or since its last diff,\n"
-        .. "is saved; it needs that parent, until `flatten` makes it stand alone.",
+        .. "is saved; it needs that parent, until `flatten` makes it stand alone. `export` writes\n"
+        .. "a snapshot and its image as one archive, `import` takes it in on another machine.",
     flags = {
         { "diff", nil, nil, "of create: only what changed" },
         { "live", nil, nil, "of create: copy memory while the VM runs; it stands still for the rest" },
-        { "quiet", "q", nil, "names only" },
+        { "output", "o", "FILE", "of export: write to this file, not to stdout", kind = "string" },
+        { "input", "i", "FILE", "of import: read this file, not stdin", kind = "string" },
+        progress.FLAG,
+        { "quiet", "q", nil, "names only; no progress" },
     },
+    verbs = true,
     min = 1,
-    needs = "create, ls, show, rm, verify or flatten",
+    needs = "create, ls, show, rm, verify, flatten, export or import",
     run = function(o, rest)
         local verb = verbs[rest[1]]
         if not verb then
-            return nil, ("snapshot: no such action: '%s' (create, ls, show, rm, verify, flatten)"):format(rest[1])
+            return nil, ("snapshot: no such action: '%s' (create, ls, show, rm, verify, flatten, export, import)"):format(rest[1])
         end
         return verb(o, table.unpack(rest, 2))
     end,

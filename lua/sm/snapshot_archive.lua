@@ -1,0 +1,178 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- A snapshot with all it needs in one file, for another machine: an archive of its
+-- image, which is an OCI archive for any tool, and in it `snapshot.sms`, flattened and
+-- sparse. Taken in, the image is an image of the store under its names and the
+-- snapshot one of those here; its memory is held against its checksums first.
+
+local uv = require "luv"
+local archive = require "sm.archive"
+local assemble = require "sm.assemble"
+local core = require "sm.core"
+local export = require "sm.export"
+local files = require "sm.files"
+local here = require "sm.here"
+local loop = require "sm.loop"
+local paths = require "sm.paths"
+local snapshots = require "sm.snapshot"
+
+local M = {}
+
+local ENTRY = "snapshot.sms"
+
+local function remover(path)
+    return setmetatable({}, { __close = function()
+        if path then
+            files.remove(path)
+        end
+    end })
+end
+
+-- The file of a snapshot that needs no other: its own, or one made for this.
+local function flat(snapshot)
+    if not snapshot.parent then
+        return snapshot.path
+    end
+    local chain, err = snapshots.chain(snapshot)
+    local held
+    if chain then
+        held, err = snapshots.new_file(snapshots.dir())
+    end
+    if not held then
+        return nil, err
+    end
+    local list = {}
+    for i, link in ipairs(chain) do
+        list[i] = link.path
+    end
+    local ok
+    ok, err = core.flatten(list, held.path)
+    if not ok then
+        held:remove()
+        return nil, err
+    end
+    return held.path, nil, held
+end
+
+--- Write a snapshot and its image to `out`: a path, which is there whole or not at all,
+--- or a descriptor. Yields.
+---@async
+---@param what sm.Snapshot|string
+---@param out string|integer
+---@param opts { store: sm.Store|string|nil, progress: fun(event: table)? }?
+---@return true?
+---@return string? err
+function M.export(what, out, opts)
+    local snapshot, err = what, nil
+    if type(what) == "string" then
+        snapshot, err = snapshots.open(what)
+    end
+    if not snapshot then
+        return nil, err
+    end
+    return loop.run(function()
+        -- So that nobody removes it, or what it needs, meanwhile.
+        local hold <close> = snapshots.hold(snapshot.path)
+        local path, why, made = flat(snapshot)
+        if not path then
+            return nil, ("%s: %s"):format(tostring(snapshot), why)
+        end
+        local _ <close> = remover(made and path)
+        local ok
+        ok, why = export.save({ snapshot.image.digest }, out, {
+            store = opts and opts.store, progress = opts and opts.progress,
+            sparse = { { name = ENTRY, path = path } },
+        })
+        if made then
+            made:close()
+        end
+        return ok, why
+    end)
+end
+
+-- The images of the archive into the store; whether the one that is meant is there.
+local function take_images(opts, source, digest)
+    local images, why = source:images(opts.platform, opts.choose)
+    if not images then
+        return nil, why
+    end
+    local found = false
+    for _, one in ipairs(images) do
+        local image
+        image, why = here.load_one(opts, source, one)
+        if not image then
+            return nil, why
+        end
+        found = found or image.digest == digest
+        image:close()
+    end
+    if not found then
+        return nil, ("%s: its image (%s) is not in it"):format(source.name, digest)
+    end
+    return true
+end
+
+local function import(opts, file, name)
+    local path = snapshots.path(name)
+    local ok, why = snapshots.check_name(name)
+    if ok and uv.fs_lstat(path) then
+        ok, why = nil, ("snapshot %s: there is one of that name"):format(name)
+    elseif ok then
+        ok, why = paths.make(snapshots.dir())
+    end
+    if not ok then
+        return nil, why
+    end
+    local held <close>, refused = opts.store:use()
+    if not held then
+        return nil, refused
+    end
+    local source <close>, broken = archive.open(opts, file)
+    if not source then
+        return nil, broken
+    end
+    local entry = source.by_name[ENTRY]
+    if not entry or not entry.path then
+        return nil, ("%s: no snapshot is in it; `sm load` takes images"):format(source.name)
+    end
+    local snapshot
+    snapshot, why = snapshots.read(entry.path, name, true)
+    if snapshot and snapshot.parent then
+        snapshot, why = nil, ("snapshot %s: it is a diff, without its parent"):format(name)
+    end
+    if not snapshot then
+        return nil, ("%s: %s"):format(source.name, why)
+    end
+    ok, why = take_images(opts, source, snapshot.image.digest)
+    if ok then
+        ok, why = snapshots.pin(path, snapshot.image.digest)
+    end
+    if ok then
+        ok, why = snapshots.publish(entry, path, name)
+        if not ok then
+            snapshots.unpin(path)
+        end
+    end
+    if not ok then
+        return nil, why
+    end
+    return snapshots.open(name)
+end
+
+--- Take in what `export` wrote, under a name; "-" is standard input. Options as in
+--- sm.image's `pull`. Yields.
+---@async
+---@param file string
+---@param name string
+---@param opts table?
+---@return sm.Snapshot?
+---@return string? err
+function M.import(file, name, opts)
+    local options, why = assemble.options(opts)
+    if not options then
+        return nil, why
+    end
+    return loop.run(import, options, file, name)
+end
+
+return M
