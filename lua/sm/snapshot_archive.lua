@@ -86,6 +86,11 @@ function M.export(what, out, opts)
         if made then
             made:close()
         end
+        if not ok and why:find "no such image in the store$" then
+            why = ("%s: its image %s was run from where it lies and is not in the store; `sm load` or `sm pull` it, run "
+                .. "that, and save it again"):format(tostring(snapshot), snapshot.image.name or snapshot.image.reference
+                or snapshot.image.digest)
+        end
         return ok, why
     end)
 end

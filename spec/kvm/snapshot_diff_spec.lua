@@ -35,7 +35,9 @@ describe("a diff of a VM", function()
     end
 
     setup(function()
-        vm = assert(sm.start(assert(sm.image(spec.image "one")), { memory = "128M", disk = "64M" }))
+        -- Out of the store: only that can go elsewhere.
+        local name = assert(require("sm.image").load(os.getenv "SM_SPEC_IMAGES" .. "/one.tar"))[1].names[1]
+        vm = assert(sm.start(name, { memory = "128M", disk = "64M" }))
         nonce = fill(vm, "nonce", 1)
         dir = shell.run("mktemp -d -p " .. (os.getenv "SM_LAB_DISK" or "/tmp")):gsub("\n", "")
     end)
@@ -142,6 +144,13 @@ describe("a diff of a VM", function()
     it("goes to another machine in an archive, with its image", function()
         local code, out, err = spec.sm(("snapshot export -o %s/x.tar %s"):format(dir, at "second"))
         assert.equal(0, code, out .. err)
+        do -- one that was run from where it lay has nothing in the store to go along
+            local other <close> = assert(sm.start(spec.image "one", { memory = "64M", disk = "64M" }))
+            assert(other:snapshot { path = at "loose" })
+            local bad, _, why = spec.sm("snapshot export -o /dev/null " .. at "loose")
+            assert.equal(125, bad)
+            assert.matches("was run from where it lies", why)
+        end
         local home = os.getenv "XDG_DATA_HOME"
         uv.os_setenv("XDG_DATA_HOME", dir .. "/there")
         local _ <close> = setmetatable({}, { __close = function()
