@@ -196,6 +196,7 @@ function M.await(setup, timeout)
         return table.unpack(answer, 1, answer.n)
     end
     if timeout then
+        uv.update_time() -- somebody may have blocked since the loop last looked
         timer = uv.new_timer()
         timer:start(math.max(0, math.ceil(timeout * 1000)), 0, M.guard(function()
             if cancel then
@@ -305,6 +306,7 @@ end
 function M.sleep(seconds)
     check("loop.sleep", 1, seconds, "seconds", "number")
     M.await(function(settle)
+        uv.update_time() -- as in await
         local t = uv.new_timer()
         t:start(math.max(0, math.ceil(seconds * 1000)), 0, M.guard(function()
             t:close()

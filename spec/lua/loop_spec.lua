@@ -77,6 +77,16 @@ describe("sm.loop", function()
         assert.is_true(cancelled)
     end)
 
+    it("counts a time out from now, however long the caller has blocked before", function()
+        loop.sleep(0.001) -- the loop looks at its clock
+        os.execute "sleep 0.3"
+        local from = loop.now()
+        local ok, err = loop.await(function() end, 0.2)
+        assert.is_nil(ok)
+        assert.equal("timeout", err)
+        assert.is_true(loop.now() - from >= 0.19, loop.now() - from)
+    end)
+
     it("cancels a waiting task and closes its <close> variables", function()
         local closed = false
         loop.run(function()
