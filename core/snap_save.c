@@ -39,7 +39,7 @@
 
 /* One region on its way into the file. */
 struct region {
-    struct sm_mem_region mem; /* as it was at the beginning */
+    const struct sm_mem_region *mem; /* good for the call at hand, see look_again */
     struct sm_snap_area *area;
     uint8_t *bits;   /* of a diff: which pages are in it */
     uint8_t *copied; /* live: bits of the pages that were looked at while the VM ran */
@@ -154,20 +154,20 @@ static void mark_diffs(const struct sm_snap_writer *w, const struct sm_mem_regio
 /* The pages of a batch that may have to be stored. */
 static int mark(const struct sm_snap_writer *w, const struct region *r, struct batch *b)
 {
-    b->known = look_up(w->vm, r->mem.hva + b->at, b->pages, b->entries);
+    b->known = look_up(w->vm, r->mem->hva + b->at, b->pages, b->entries);
     if (w->how.diff && !b->known)
         return -ENOTSUP;
     for (unsigned i = 0; i < b->pages; i++) {
         bool there = !b->known || b->entries[i] & (PAGE_PRESENT | PAGE_SWAPPED);
 
         b->wanted[i] = w->how.diff ? there && !(b->entries[i] & PAGE_OF_FILE)
-                                   : there || r->mem.kind == SM_MEM_FOREIGN;
+                                   : there || r->mem->kind == SM_MEM_FOREIGN;
     }
     if (w->how.diff)
         return 0;
-    if (r->mem.fd >= 0)
-        mark_file(&r->mem, b);
-    mark_diffs(w, &r->mem, b);
+    if (r->mem->fd >= 0)
+        mark_file(r->mem, b);
+    mark_diffs(w, r->mem, b);
     return 0;
 }
 
@@ -194,7 +194,7 @@ static void set_bits(uint8_t *bits, const struct batch *b)
 /* Whether a page has to be written: a hole in the file is a page of zeros. */
 static bool differs(const struct region *r, uint64_t page)
 {
-    const uint8_t *now = r->mem.hva + page * PAGE;
+    const uint8_t *now = r->mem->hva + page * PAGE;
 
     if (r->copied && sm_snap_bit(r->copied, page))
         return memcmp(now, r->file + page * PAGE, PAGE) != 0;
@@ -213,7 +213,7 @@ static int write_batch(const struct sm_snap_writer *w, const struct region *r,
         if (run && (!keep || run * PAGE == RUN_BYTES)) {
             unsigned first = i + (keep ? 1 : 0) - run;
             uint64_t from = b->at + (uint64_t)first * PAGE;
-            int err = sm_snap_write(w->fd, r->mem.hva + from, (size_t)run * PAGE,
+            int err = sm_snap_write(w->fd, r->mem->hva + from, (size_t)run * PAGE,
                                     r->area->offset + from);
 
             if (err)
@@ -244,7 +244,7 @@ static int save_batch(const struct sm_snap_writer *w, struct region *r, struct b
 static int save_region(struct sm_snap_writer *w, struct region *r, uint64_t *at,
                        uint64_t max_bytes, bool running)
 {
-    uint64_t end = r->mem.len_bytes, until = max_bytes < end - *at ? *at + max_bytes : end;
+    uint64_t end = r->mem->len_bytes, until = max_bytes < end - *at ? *at + max_bytes : end;
 
     while (*at < until) {
         uint64_t left = (end - *at) / PAGE;
@@ -284,12 +284,12 @@ static int begin_header(struct sm_snap_writer *w)
 
 static int begin_live(struct sm_snap_writer *w, struct region *r)
 {
-    void *file = mmap(NULL, r->mem.len_bytes, PROT_READ, MAP_SHARED, w->fd, (off_t)r->area->offset);
+    void *file = mmap(NULL, r->mem->len_bytes, PROT_READ, MAP_SHARED, w->fd, (off_t)r->area->offset);
 
     if (file == MAP_FAILED)
         return -errno;
     r->file = file;
-    r->copied = calloc(1, (size_t)sm_snap_bits_bytes(r->mem.len_bytes));
+    r->copied = calloc(1, (size_t)sm_snap_bits_bytes(r->mem->len_bytes));
     return r->copied ? 0 : -ENOMEM;
 }
 
@@ -312,7 +312,7 @@ static int lay_out(struct sm_snap_writer *w)
                                                          .len_bytes = r->len_bytes,
                                                          .offset = at };
         w->regions[w->region_count++] =
-            (struct region){ .mem = *r, .area = &w->areas[w->area_count++] };
+            (struct region){ .mem = r, .area = &w->areas[w->area_count++] };
         w->header.ram_bytes += r->len_bytes;
         w->pages_len += w->how.diff ? sm_snap_bits_bytes(r->len_bytes) : 0;
         at = align_up(at + r->len_bytes, SM_SNAP_ALIGN);
@@ -328,7 +328,7 @@ static int lay_out(struct sm_snap_writer *w)
         struct region *r = &w->regions[i];
 
         r->bits = w->how.diff ? w->pages + bits : NULL;
-        bits += sm_snap_bits_bytes(r->mem.len_bytes);
+        bits += sm_snap_bits_bytes(r->mem->len_bytes);
         if (w->how.live)
             err = begin_live(w, r);
     }
@@ -399,21 +399,54 @@ void sm_snap_writer_close(struct sm_snap_writer *w)
 
 /* ---- copy ---- */
 
+/*
+ * Between two calls the VM's owner may have added regions, or saved and rebased it
+ * otherwise: then what the memory lies over is another file, which is fine for all but
+ * a diff.
+ */
+static int look_again(struct sm_snap_writer *w, char *err, size_t errlen)
+{
+    const struct sm_mem *mem = sm_vm_mem(w->vm);
+    unsigned count = 0;
+
+    w->base = sm_vm_base(w->vm);
+    if (w->how.diff && (!w->base || memcmp(sm_snap_base_id(w->base), w->header.parent,
+                                           SM_SNAP_ID_BYTES) != 0))
+        return sm_snap_say(err, errlen, -ESTALE, "its parent has changed meanwhile");
+    for (unsigned i = 0; i < mem->count; i++)
+        count += !mem->regions[i].device;
+    for (unsigned i = 0; i < w->region_count; i++) {
+        struct region *r = &w->regions[i];
+
+        r->mem = sm_mem_region_at(mem, r->area->gpa);
+        if (!r->mem || r->mem->len_bytes != r->area->len_bytes)
+            count = UINT32_MAX;
+    }
+    if (count != w->region_count)
+        return sm_snap_say(err, errlen, -ESTALE, "the memory map has changed meanwhile");
+    return 0;
+}
+
 int sm_snap_copy(struct sm_snap_writer *w, uint64_t max_bytes, uint64_t *left, char *err,
                  size_t errlen)
 {
+    int e;
+
     *left = 0;
     if (!w->how.live || w->captured)
         return sm_snap_say(err, errlen, -EINVAL, "it is not being copied live");
+    e = look_again(w, err, errlen);
+    if (e)
+        return e;
     for (unsigned i = 0; i < w->region_count; i++) {
         struct region *r = &w->regions[i];
         uint64_t before = r->next;
-        int e = save_region(w, r, &r->next, max_bytes, true);
 
+        e = save_region(w, r, &r->next, max_bytes, true);
         if (e)
             return sm_snap_say(err, errlen, e, "its memory: %s", strerror(-e));
         max_bytes -= r->next - before < max_bytes ? r->next - before : max_bytes;
-        *left += r->mem.len_bytes - r->next;
+        *left += r->mem->len_bytes - r->next;
     }
     return 0;
 }
@@ -437,7 +470,7 @@ static void lay_over(struct sm_snap_writer *w)
         } else {
             e = sm_snap_base_add(base, r->area->gpa, r->area->len_bytes);
             if (!e)
-                e = sm_mem_overlay(mem, &r->mem, 0, r->area->len_bytes, w->fd, r->area->offset);
+                e = sm_mem_overlay(mem, r->mem, 0, r->area->len_bytes, w->fd, r->area->offset);
         }
     }
     if (e) { /* some of it is over a file, and a diff could not tell which */
@@ -464,17 +497,6 @@ static int capture_ram(struct sm_snap_writer *w)
     return err;
 }
 
-/* Regions may come while the VM is paused; none goes or moves. */
-static bool same_regions(const struct sm_snap_writer *w)
-{
-    const struct sm_mem *mem = sm_vm_mem(w->vm);
-    unsigned count = 0;
-
-    for (unsigned i = 0; i < mem->count; i++)
-        count += !mem->regions[i].device;
-    return count == w->region_count;
-}
-
 int sm_snap_capture(struct sm_snap_writer *w, char *err, size_t errlen)
 {
     struct sm_vm_status status;
@@ -485,8 +507,9 @@ int sm_snap_capture(struct sm_snap_writer *w, char *err, size_t errlen)
         return sm_snap_say(err, errlen, -EINVAL, "the VM is not paused");
     if (w->captured)
         return sm_snap_say(err, errlen, -EALREADY, "it is captured");
-    if (!same_regions(w))
-        return sm_snap_say(err, errlen, -ESTALE, "the memory map has changed meanwhile");
+    e = look_again(w, err, errlen);
+    if (e)
+        return e;
     e = capture_ram(w);
     if (e)
         return sm_snap_say(err, errlen, e, "its memory: %s", strerror(-e));

@@ -215,6 +215,52 @@ static void steps_are_taken_in_order(void)
     sm_vm_destroy(vm);
 }
 
+/* What happens to the VM between two steps is noticed. */
+static void another_save_in_between(void)
+{
+    struct sm_vm *vm = running(), *copy;
+    int fd = memfd_create("a", MFD_CLOEXEC), other = memfd_create("b", MFD_CLOEXEC);
+    int diff = memfd_create("c", MFD_CLOEXEC);
+    struct sm_snap_how rebase = { .rebase = true };
+    struct sm_snap_info info;
+    struct sm_snap_writer *w;
+    char why[200] = "";
+    uint64_t left;
+
+    rig_fill(vm, 0x5000, 'a');
+    w = begin(vm, fd, false);
+    copy_all(w);
+    CHECK_EQ(sm_vm_pause(vm), 0);
+    CHECK_EQ(rig_write(vm, other, &rebase, NULL, &info, why, sizeof(why)), 0);
+    CHECK_EQ(sm_vm_resume(vm), 0);
+    rig_fill(vm, 0x6000, 'b');
+    capture_and_finish(vm, w);
+    copy = load(fd);
+    CHECK_EQ(rig_byte_at(copy, 0x5000), 'a');
+    CHECK_EQ(rig_byte_at(copy, 0x6000), 'b');
+    sm_vm_destroy(copy);
+
+    w = begin(vm, diff, true); /* over `other` */
+    CHECK_EQ(sm_vm_pause(vm), 0);
+    CHECK_EQ(ftruncate(fd, 0), 0);
+    CHECK_EQ(rig_write(vm, fd, &rebase, NULL, &info, why, sizeof(why)), 0);
+    CHECK_EQ(sm_snap_copy(w, 1, &left, why, sizeof(why)), -ESTALE);
+    CHECK_EQ(sm_snap_capture(w, why, sizeof(why)), -ESTALE);
+    CHECK(strstr(why, "its parent has changed") != NULL);
+    sm_snap_writer_close(w);
+
+    w = begin(vm, memfd_create("d", MFD_CLOEXEC), false);
+    struct sm_mem_desc more = { .gpa = 1ull << 32, .len_bytes = 4096, .kind = SM_MEM_ANON };
+    CHECK_EQ(sm_mem_map(sm_vm_mem(vm), &more), 0);
+    CHECK_EQ(sm_snap_capture(w, why, sizeof(why)), -ESTALE);
+    CHECK(strstr(why, "memory map has changed") != NULL);
+    sm_snap_writer_close(w);
+    sm_vm_destroy(vm);
+    close(fd);
+    close(other);
+    close(diff);
+}
+
 int main(void)
 {
     scratch_begin();
@@ -222,6 +268,7 @@ int main(void)
     TEST(one_moment_of_a_machine_that_writes_all_the_time);
     TEST(a_diff_may_be_live);
     TEST(steps_are_taken_in_order);
+    TEST(another_save_in_between);
     scratch_end();
     return test_report();
 }
