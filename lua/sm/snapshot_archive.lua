@@ -59,7 +59,7 @@ end
 ---@async
 ---@param what sm.Snapshot|string
 ---@param out string|integer
----@param opts { store: sm.Store|string|nil, progress: fun(event: table)? }?
+---@param opts { store: sm.Store|string|nil }?
 ---@return true?
 ---@return string? err
 function M.export(what, out, opts)
@@ -80,8 +80,7 @@ function M.export(what, out, opts)
         local _ <close> = remover(made and path)
         local ok
         ok, why = export.save({ snapshot.image.digest }, out, {
-            store = opts and opts.store, progress = opts and opts.progress,
-            sparse = { { name = ENTRY, path = path } },
+            store = opts and opts.store, sparse = { { name = ENTRY, path = path } },
         })
         if made then
             made:close()

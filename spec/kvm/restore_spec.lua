@@ -21,6 +21,8 @@ local sm = require "sm"
 local shell = require "support.shell"
 local spec = require "support.vm"
 
+local GENERATION_ID = 0xff000 -- its address, core/boot.h
+
 describe("a restored VM", function()
     local dir
 
@@ -54,6 +56,40 @@ describe("a restored VM", function()
             assert.equal("late\n", assert(agent:exec { argv = { "hostname" } }).stdout)
         end
     end)
+
+    -- What must differ between two copies of one file, by name.
+    local function traits(copy)
+        local r = assert(copy:exec { argv = { "sh", "-c",
+            "head -c 32 /dev/urandom | od -An -tx1; sha256sum < /dev/shm/seed; cat /etc/machine-id; hostname" } })
+        local random, csprng, id, host = r.stdout:match "^(.-)\n(%x+)  %-\n(%x+)\n(%g+)\n$"
+        return {
+            ["generation id"] = assert(copy:machine():read(GENERATION_ID, 16)), getrandom = random,
+            ["generator seeded by a hook"] = csprng, ["machine-id"] = id, hostname = host,
+        }
+    end
+
+    for _, kernel in ipairs { "own", "stock" } do -- Debian's has no driver for generation ids
+        it("is no twin, with the " .. kernel .. " kernel", function()
+            local path = ("%s/%s.sms"):format(dir, kernel)
+            local before
+            do
+                local vm <close> = assert(sm.start(spec.image "one", { memory = "192M", disk = "64M", kernel = kernel }))
+                assert(vm:exec { argv = { "sh", "-c", "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; echo 1 > /dev/shm/seed" } })
+                before = traits(vm)
+                assert(vm:snapshot { path = path })
+            end
+            local seed = { after = { "sh", "-c", "head -c 16 /dev/urandom > /dev/shm/seed" } }
+            local a <close> = assert(sm.restore(path, seed))
+            local b <close> = assert(sm.restore(path, seed))
+            local ta, tb = traits(a), traits(b)
+            for name, value in pairs(before) do
+                assert.is_string(ta[name], name)
+                assert.not_equal(value, ta[name], name)
+                assert.not_equal(value, tb[name], name)
+                assert.not_equal(ta[name], tb[name], name)
+            end
+        end)
+    end
 
     it("goes on under load, cycle after cycle, each a copy of the last", function()
         local code, out, err = spec.sm(("spec/soak/snapshot.lua %s 2 5"):format(spec.image "one"))
