@@ -47,7 +47,7 @@ static const int allowed[] = {
     __NR_pread64, __NR_pwrite64, __NR_preadv, __NR_pwritev, __NR_preadv2, __NR_pwritev2,
     __NR_recvfrom, __NR_sendto, __NR_recvmsg, __NR_sendmsg, __NR_rt_sigtimedwait,
     __NR_clock_gettime, __NR_epoll_ctl, __NR_ppoll, __NR_madvise, __NR_fallocate,
-    __NR_fdatasync, __NR_fsync, __NR_sync_file_range, __NR_getrandom, __NR_munmap,
+    __NR_copy_file_range, __NR_fdatasync, __NR_fsync, __NR_sync_file_range, __NR_getrandom, __NR_munmap,
     __NR_mremap, __NR_brk, __NR_close, __NR_fstat, __NR_lseek, __NR_ftruncate,
     __NR_fcntl, __NR_dup, __NR_dup3, __NR_flock, __NR_connect, __NR_accept4,
     __NR_shutdown, __NR_getsockopt, __NR_setsockopt, __NR_getsockname, __NR_getpeername,

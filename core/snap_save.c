@@ -552,20 +552,19 @@ static int write_tail(struct sm_snap_writer *w, const void *meta, size_t meta_le
     return err ? err : sm_snap_write(w->fd, h, sizeof(*h), 0);
 }
 
-/* Of the memory, as the file has it; disks were summed when they were written. */
+/* Of memory and disks, as the file has them: there is time for it now. */
 static int sum_areas(struct sm_snap_writer *w)
 {
     uint8_t *buf = malloc(SM_SNAP_CHUNK_BYTES);
     int err = buf ? 0 : -ENOMEM;
 
-    for (unsigned i = 0; !err && i < w->region_count; i++)
-        err = sm_snap_sum(w->fd, w->regions[i].area, buf, &w->regions[i].area->sum);
-    free(buf);
     for (unsigned i = 0; i < w->blobs.count; i++)
         w->areas[w->area_count++] = (struct sm_snap_area){ .kind = SM_SNAP_BLOB,
                                                            .len_bytes = w->blobs.list[i].len_bytes,
-                                                           .offset = w->blobs.list[i].offset,
-                                                           .sum = w->blobs.list[i].sum };
+                                                           .offset = w->blobs.list[i].offset };
+    for (unsigned i = 0; !err && i < w->area_count; i++)
+        err = sm_snap_sum(w->fd, &w->areas[i], buf, &w->areas[i].sum);
+    free(buf);
     return err;
 }
 
@@ -580,7 +579,8 @@ int sm_snap_finish(struct sm_snap_writer *w, const void *meta, size_t meta_len, 
         return sm_snap_say(err, errlen, -EMSGSIZE, "a description of more than 1 MiB");
     if (!w->captured)
         return sm_snap_say(err, errlen, -EINVAL, "there is nothing captured");
-    e = sum_areas(w);
+    /* A disk may end in a hole. */
+    e = ftruncate(w->fd, (off_t)w->blobs.end) < 0 ? -errno : sum_areas(w);
     if (!e)
         e = write_tail(w, meta, meta_len);
     if (!e && sync && fsync(w->fd) < 0)

@@ -20,7 +20,7 @@
 
 struct sm_state_blob {
     uint64_t offset, len_bytes; /* in the file, page-aligned; holes read as zeros */
-    uint32_t sum;               /* sm_sum_add of every unit that is not zero */
+    uint32_t sum;               /* sm_sum_add of every unit that is not zero; not the saver's to set */
 };
 
 struct sm_state_blobs {

@@ -2,14 +2,14 @@
 /*
  * A disk in a snapshot; see disk.h. Saving walks the disk layer by layer and
  * asks each file where it has data, so a large sparse disk costs what was
- * written to it.
+ * written to it; and where the file system can share blocks between files
+ * (xfs, btrfs), not even that: copy_file_range(2) has it do so.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "crc32c.h"
 #include "dev/disk_impl.h"
 #include "state.h"
 
@@ -122,9 +122,20 @@ static void put_range(struct sm_state_writer *w, struct range *range)
     range->count = 0;
 }
 
+static void add_range(struct sm_state_writer *w, struct range *range, uint64_t start,
+                      uint64_t count)
+{
+    if (range->count && range->start + range->count != start)
+        put_range(w, range);
+    if (!range->count)
+        range->start = start;
+    range->count += count;
+}
+
 /* The clusters of a chunk that are not zero, into the blob. */
 static int save_chunk(const uint8_t *buf, uint64_t at, size_t len, int fd,
-                      struct sm_state_blob *blob, struct sm_state_writer *w, struct range *range)
+                      const struct sm_state_blob *blob, struct sm_state_writer *w,
+                      struct range *range)
 {
     for (size_t from = 0; from < len; from += SM_DISK_CLUSTER_BYTES) {
         size_t part = len - from < SM_DISK_CLUSTER_BYTES ? len - from : SM_DISK_CLUSTER_BYTES;
@@ -136,17 +147,60 @@ static int save_chunk(const uint8_t *buf, uint64_t at, size_t len, int fd,
         err = write_all(fd, buf + from, part, blob->offset + at + from);
         if (err)
             return err;
-        blob->sum = sm_sum_add(blob->sum, cluster, buf + from, SM_DISK_CLUSTER_BYTES);
-        if (range->count && range->start + range->count != cluster)
-            put_range(w, range);
-        if (!range->count)
-            range->start = cluster;
-        range->count++;
+        add_range(w, range, cluster, 1);
     }
     return 0;
 }
 
-static int save_data(struct sm_disk *disk, struct sm_state_writer *w, struct sm_state_blob *blob)
+/* The file that has a cluster, which the disk wrote itself or took over from a
+ * snapshot, where in it, and how many clusters on; false: none, or the base. */
+static bool find_file(const struct sm_disk *disk, uint64_t cluster, int *fd, uint64_t *offset,
+                      uint64_t *run)
+{
+    bool present, below = false;
+
+    *run = sm_disk_map_run(&disk->map, cluster, disk->map.clusters - cluster, &present);
+    if (!present && disk->lower_fd >= 0)
+        *run = sm_disk_map_run(&disk->lower_map, cluster, *run, &below);
+    *fd = present ? disk->delta : disk->lower_fd;
+    *offset = cluster * SM_DISK_CLUSTER_BYTES + (present ? 0 : disk->lower_offset);
+    return present || below;
+}
+
+/* Clusters from *at on by a copy within the kernel; *at is then behind them. False,
+ * and *at where it was: by hand. */
+static bool copy_clusters(const struct sm_disk *disk, uint64_t *at, int to,
+                          const struct sm_state_blob *blob, struct sm_state_writer *w,
+                          struct range *range)
+{
+    uint64_t cluster = *at / SM_DISK_CLUSTER_BYTES, offset, run, end;
+    off_t hole, from, into = (off_t)(blob->offset + *at);
+    int fd;
+
+    if (!find_file(disk, cluster, &fd, &offset, &run))
+        return false;
+    end = *at + run * SM_DISK_CLUSTER_BYTES;
+    hole = lseek(fd, (off_t)offset, SEEK_HOLE);
+    if (hole > (off_t)offset && *at + ((uint64_t)hole - offset) < end)
+        end = *at + ((uint64_t)hole - offset);
+    if (end > disk->size_bytes)
+        end = disk->size_bytes;
+    from = (off_t)offset;
+    while ((uint64_t)from - offset < end - *at) {
+        size_t left = (size_t)(end - *at - ((uint64_t)from - offset));
+        ssize_t n = copy_file_range(fd, &from, to, &into, left, 0);
+
+        if (n <= 0)
+            return false; /* what is there already is what would be written by hand */
+    }
+    run = (end - *at + SM_DISK_CLUSTER_BYTES - 1) / SM_DISK_CLUSTER_BYTES;
+    add_range(w, range, cluster, run);
+    *at += run * SM_DISK_CLUSTER_BYTES;
+    return true;
+}
+
+static int save_data(struct sm_disk *disk, struct sm_state_writer *w,
+                     const struct sm_state_blob *blob)
 {
     uint8_t buf[CHUNK_BYTES];
     struct range range = { 0 };
@@ -158,6 +212,8 @@ static int save_data(struct sm_disk *disk, struct sm_state_writer *w, struct sm_
         struct iovec v = { .iov_base = buf };
 
         at -= at % SM_DISK_CLUSTER_BYTES;
+        if (copy_clusters(disk, &at, w->blobs->fd, blob, w, &range))
+            continue;
         left = disk->size_bytes - at;
         v.iov_len = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
         /* the last cluster may be short: zeros follow it */
@@ -181,7 +237,7 @@ static int save_whole(struct sm_disk *disk, struct sm_state_writer *w)
         return -ENOSPC;
     blob->offset = blobs->end;
     blob->len_bytes = disk->map.clusters * SM_DISK_CLUSTER_BYTES;
-    blob->sum = 0;
+    blob->sum = 0; /* whoever writes the file sums it, see core/snap_save.c */
     sm_state_begin(w, "disk", VERSION_WHOLE);
     sm_state_put_u8(w, (uint8_t)disk->mode);
     sm_state_put_u64(w, disk->size_bytes);
