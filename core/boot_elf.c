@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "file.h"
+
 #define PHDRS_MAX 64u
 #define NOTES_MAX_BYTES 8192u
 #define NOTE_PHYS32_ENTRY 18u
@@ -42,25 +44,6 @@ static int refuse(struct loader *l, int code, const char *format, ...)
     return code;
 }
 
-/* All of it or an error; the file may shrink under us. */
-static int read_at(int fd, void *buf, uint64_t len, uint64_t offset)
-{
-    uint8_t *p = buf;
-
-    while (len) {
-        ssize_t n = pread(fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        p += n;
-        len -= (uint64_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
-
 static bool in_file(const struct loader *l, uint64_t offset, uint64_t len)
 {
     return offset <= l->file_bytes && len <= l->file_bytes - offset;
@@ -71,7 +54,7 @@ static int read_headers(struct loader *l)
     Elf64_Ehdr *eh = &l->ehdr;
     uint64_t bytes;
 
-    if (!in_file(l, 0, sizeof(*eh)) || read_at(l->fd, eh, sizeof(*eh), 0) ||
+    if (!in_file(l, 0, sizeof(*eh)) || sm_file_read(l->fd, eh, sizeof(*eh), 0) ||
         memcmp(eh->e_ident, ELFMAG, SELFMAG))
         return refuse(l, -ENOEXEC, "not a kernel: not an ELF file (a bzImage is unpacked first)");
     if (eh->e_ident[EI_CLASS] != ELFCLASS64 || eh->e_ident[EI_DATA] != ELFDATA2LSB ||
@@ -83,7 +66,7 @@ static int read_headers(struct loader *l)
         return refuse(l, -ENOEXEC, "not a kernel: %u program headers of %u bytes", eh->e_phnum,
                       eh->e_phentsize);
     bytes = (uint64_t)eh->e_phnum * sizeof(Elf64_Phdr);
-    if (!in_file(l, eh->e_phoff, bytes) || read_at(l->fd, l->phdrs, bytes, eh->e_phoff))
+    if (!in_file(l, eh->e_phoff, bytes) || sm_file_read(l->fd, l->phdrs, bytes, eh->e_phoff))
         return refuse(l, -ENOEXEC, "kernel file is truncated: no program headers");
     return 0;
 }
@@ -175,7 +158,7 @@ static void read_notes(struct loader *l, struct sm_elf *out)
         uint64_t len = ph->p_filesz < sizeof(notes) ? ph->p_filesz : sizeof(notes);
 
         if (ph->p_type != PT_NOTE || !in_file(l, ph->p_offset, len) ||
-            read_at(l->fd, notes, len, ph->p_offset))
+            sm_file_read(l->fd, notes, len, ph->p_offset))
             continue;
         out->pvh_entry = find_pvh_note(notes, len);
     }
@@ -200,7 +183,7 @@ static int copy_segments(struct loader *l)
 
         if (ph->p_type != PT_LOAD || !ph->p_filesz)
             continue;
-        err = read_at(l->fd, sm_mem_ptr(l->mem, ph->p_paddr, ph->p_memsz), ph->p_filesz,
+        err = sm_file_read(l->fd, sm_mem_ptr(l->mem, ph->p_paddr, ph->p_memsz), ph->p_filesz,
                       ph->p_offset);
         if (err)
             return refuse(l, err, "cannot read the kernel: %s", strerror(-err));

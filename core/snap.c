@@ -67,7 +67,7 @@ static int read_section(int fd, const struct sm_snap_section *s, uint64_t file_b
     p = malloc((size_t)s->len_bytes + 1);
     if (!p)
         return sm_snap_say(err, errlen, -ENOMEM, "out of memory");
-    e = sm_snap_read(fd, p, (size_t)s->len_bytes, s->offset);
+    e = sm_file_read(fd, p, (size_t)s->len_bytes, s->offset);
     if (e) {
         free(p);
         return sm_snap_say(err, errlen, e, "its %s cannot be read: %s", name, strerror(-e));
@@ -179,7 +179,7 @@ static int open_file(struct sm_snap *snap, char *err, size_t errlen)
         return sm_snap_say(err, errlen, -errno, "%s", strerror(errno));
     if (!S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof(*h))
         return sm_snap_say(err, errlen, -EBADMSG, "this is no snapshot");
-    e = sm_snap_read(snap->fd, h, sizeof(*h), 0);
+    e = sm_file_read(snap->fd, h, sizeof(*h), 0);
     if (e)
         return sm_snap_say(err, errlen, e, "it cannot be read: %s", strerror(-e));
     e = check_header(h, (uint64_t)st.st_size, err, errlen);
@@ -248,7 +248,7 @@ int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *su
     *sum = 0;
     while ((at = sm_snap_next_data(fd, at, end)) < end) {
         size_t len = end - at < SM_SNAP_CHUNK_BYTES ? (size_t)(end - at) : SM_SNAP_CHUNK_BYTES;
-        int err = sm_snap_read(fd, buf, len, at);
+        int err = sm_file_read(fd, buf, len, at);
 
         if (err)
             return err;
@@ -353,7 +353,7 @@ static int read_ram(int fd, const struct sm_snap_area *a, uint8_t *hva)
     while ((at = sm_snap_next_data(fd, at, end)) < end) {
         off_t hole = lseek(fd, (off_t)at, SEEK_HOLE);
         uint64_t stop = hole < 0 || (uint64_t)hole > end ? end : (uint64_t)hole;
-        int err = sm_snap_read(fd, hva + (at - a->offset), (size_t)(stop - at), at);
+        int err = sm_file_read(fd, hva + (at - a->offset), (size_t)(stop - at), at);
 
         if (err)
             return err;
@@ -369,7 +369,7 @@ static int read_diff(int fd, const struct sm_snap_area *a, const uint8_t *bits, 
 
     for (; (n = sm_snap_run(bits, &page, end, end)) > 0; page += n) {
         uint64_t at = page * SM_SNAP_UNIT_BYTES;
-        int err = sm_snap_read(fd, hva + at, (size_t)(n * SM_SNAP_UNIT_BYTES), a->offset + at);
+        int err = sm_file_read(fd, hva + at, (size_t)(n * SM_SNAP_UNIT_BYTES), a->offset + at);
 
         if (err)
             return err;

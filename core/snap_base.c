@@ -89,7 +89,7 @@ static int lay_run(struct sm_snap_base *base, struct sm_mem *mem, const struct s
         return 0;
     if (!(r->prot & SM_PROT_WRITE))
         return -EACCES; /* nobody could have written it */
-    return sm_snap_read(fd, r->hva + at, (size_t)len, offset);
+    return sm_file_read(fd, r->hva + at, (size_t)len, offset);
 }
 
 int sm_snap_base_lay(struct sm_snap_base *base, struct sm_mem *mem, const struct sm_snap_area *a,

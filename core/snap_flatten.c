@@ -38,7 +38,7 @@ static int gather(struct flattener *f, unsigned i, uint64_t page, unsigned n)
             len = l ? sm_snap_run(link->area_pages[i], &at, end, end) : n;
             if (!len)
                 break;
-            err = sm_snap_read(link->fd, f->buf + (at - page) * SM_SNAP_UNIT_BYTES,
+            err = sm_file_read(link->fd, f->buf + (at - page) * SM_SNAP_UNIT_BYTES,
                                (size_t)(len * SM_SNAP_UNIT_BYTES),
                                a->offset + at * SM_SNAP_UNIT_BYTES);
             if (err)
@@ -60,7 +60,7 @@ static int put(struct flattener *f, struct sm_snap_area *out, uint64_t page, uns
             out->sum = sm_sum_add(out->sum, page + k, p, SM_SNAP_UNIT_BYTES);
             run++;
         } else if (run) {
-            int err = sm_snap_write(f->fd, p - (size_t)run * SM_SNAP_UNIT_BYTES,
+            int err = sm_file_write(f->fd, p - (size_t)run * SM_SNAP_UNIT_BYTES,
                                     (size_t)run * SM_SNAP_UNIT_BYTES,
                                     out->offset + (page + k - run) * SM_SNAP_UNIT_BYTES);
 
@@ -98,9 +98,9 @@ static int copy_blob(struct flattener *f, const struct sm_snap_area *a)
         size_t room = (size_t)BATCH * SM_SNAP_UNIT_BYTES;
         size_t len = end - at < room ? (size_t)(end - at) : room;
 
-        err = sm_snap_read(last(f)->fd, f->buf, len, at);
+        err = sm_file_read(last(f)->fd, f->buf, len, at);
         if (!err)
-            err = sm_snap_write(f->fd, f->buf, len, at);
+            err = sm_file_write(f->fd, f->buf, len, at);
         at += len;
     }
     return err;
@@ -111,7 +111,7 @@ static int put_section(struct flattener *f, struct sm_snap_section *s, const voi
     s->offset = *end;
     s->crc = sm_crc32c(0, p, (size_t)s->len_bytes);
     *end += s->len_bytes;
-    return sm_snap_write(f->fd, p, (size_t)s->len_bytes, s->offset);
+    return sm_file_write(f->fd, p, (size_t)s->len_bytes, s->offset);
 }
 
 /* Everything but the pages is the last one's, at the same places. */
@@ -131,7 +131,7 @@ static int put_rest(struct flattener *f)
     memset(h.parent, 0, sizeof(h.parent));
     memset(&h.pages, 0, sizeof(h.pages));
     h.crc = sm_crc32c(0, &h, offsetof(struct sm_snap_header, crc));
-    return err ? err : sm_snap_write(f->fd, &h, sizeof(h), 0);
+    return err ? err : sm_file_write(f->fd, &h, sizeof(h), 0);
 }
 
 static int flatten(struct flattener *f)

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "file.h"
 #include "mem.h"
 #include "snap.h"
 #include "state.h"
@@ -81,9 +82,6 @@ static inline bool sm_snap_bit(const uint8_t *bits, uint64_t page)
  * where it begins in *from; 0: there is none. */
 uint64_t sm_snap_run(const uint8_t *bits, uint64_t *from, uint64_t end, uint64_t max);
 
-/* All of it, or -errno; -EBADMSG: the file ends before. */
-int sm_snap_read(int fd, void *buf, size_t len, uint64_t offset);
-int sm_snap_write(int fd, const void *buf, size_t len, uint64_t offset);
 bool sm_snap_is_zero(const uint8_t *page);
 /* The next page at or after `at` that may hold data; end: none does. */
 uint64_t sm_snap_next_data(int fd, uint64_t at, uint64_t end);

@@ -1,46 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes, holes and bits: what all of core/snap*.c needs. */
+/* Holes and bits: what all of core/snap*.c needs. */
 #include "snap_impl.h"
 
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
-
-int sm_snap_read(int fd, void *buf, size_t len, uint64_t offset)
-{
-    uint8_t *p = buf;
-
-    while (len) {
-        ssize_t n = pread(fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EBADMSG;
-        p += n;
-        len -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
-
-int sm_snap_write(int fd, const void *buf, size_t len, uint64_t offset)
-{
-    const uint8_t *p = buf;
-
-    while (len) {
-        ssize_t n = pwrite(fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        p += n;
-        len -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
 
 bool sm_snap_is_zero(const uint8_t *page)
 {

@@ -213,7 +213,7 @@ static int write_batch(const struct sm_snap_writer *w, const struct region *r,
         if (run && (!keep || run * PAGE == RUN_BYTES)) {
             unsigned first = i + (keep ? 1 : 0) - run;
             uint64_t from = b->at + (uint64_t)first * PAGE;
-            int err = sm_snap_write(w->fd, r->mem->hva + from, (size_t)run * PAGE,
+            int err = sm_file_write(w->fd, r->mem->hva + from, (size_t)run * PAGE,
                                     r->area->offset + from);
 
             if (err)
@@ -532,7 +532,7 @@ static int write_section(struct sm_snap_writer *w, struct sm_snap_section *secti
                                          .len_bytes = len,
                                          .crc = sm_crc32c(0, p, len) };
     *end += len;
-    return sm_snap_write(w->fd, p, len, section->offset);
+    return sm_file_write(w->fd, p, len, section->offset);
 }
 
 static int write_tail(struct sm_snap_writer *w, const void *meta, size_t meta_len)
@@ -549,7 +549,7 @@ static int write_tail(struct sm_snap_writer *w, const void *meta, size_t meta_le
         err = write_section(w, &h->pages, w->pages, w->pages_len, &end);
     h->file_bytes = end;
     h->crc = sm_crc32c(0, h, offsetof(struct sm_snap_header, crc));
-    return err ? err : sm_snap_write(w->fd, h, sizeof(*h), 0);
+    return err ? err : sm_file_write(w->fd, h, sizeof(*h), 0);
 }
 
 /* Of memory and disks, as the file has them: there is time for it now. */

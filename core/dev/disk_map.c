@@ -3,6 +3,7 @@
 #include "dev/disk_map.h"
 
 #include "crc32c.h"
+#include "file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -153,24 +154,6 @@ void sm_disk_map_wipe(struct sm_disk_map *map)
     map->stale = true;
 }
 
-static int write_all(int fd, const void *buf, size_t len, uint64_t offset)
-{
-    const uint8_t *p = buf;
-
-    while (len) {
-        ssize_t n = pwrite(fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        p += n;
-        len -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
-
 static void seal(struct record *r, uint64_t start, uint64_t count, uint32_t batch)
 {
     *r = (struct record){ .start = start, .count = count, .batch = batch };
@@ -200,7 +183,7 @@ struct out {
 static int out_flush(struct out *o)
 {
     size_t len = o->count * sizeof(struct record);
-    int err = len ? write_all(o->fd, o->buf, len, o->end) : 0;
+    int err = len ? sm_file_write(o->fd, o->buf, len, o->end) : 0;
 
     if (!err) {
         o->end += len;
@@ -224,7 +207,7 @@ static int write_whole(struct sm_disk_map *map, struct out *o)
     int err;
 
     seal_header(&h, map);
-    err = write_all(o->fd, &h, sizeof(h), 0);
+    err = sm_file_write(o->fd, &h, sizeof(h), 0);
     o->end = sizeof(h);
     while (!err && at < map->clusters) {
         bool present;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "dev/disk_impl.h"
+#include "file.h"
 #include "state.h"
 
 #define CHUNK_CLUSTERS 16u
@@ -92,22 +93,6 @@ static bool is_zero(const uint8_t *p, size_t len)
     return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
 }
 
-static int write_all(int fd, const uint8_t *p, size_t len, uint64_t offset)
-{
-    while (len) {
-        ssize_t n = pwrite(fd, p, len, (off_t)offset);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        p += n;
-        len -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
-
 /* One run of clusters that have data, noted as (start, count). */
 struct range {
     uint64_t start, count;
@@ -144,7 +129,7 @@ static int save_chunk(const uint8_t *buf, uint64_t at, size_t len, int fd,
 
         if (is_zero(buf + from, part))
             continue;
-        err = write_all(fd, buf + from, part, blob->offset + at + from);
+        err = sm_file_write(fd, buf + from, part, blob->offset + at + from);
         if (err)
             return err;
         add_range(w, range, cluster, 1);

@@ -120,10 +120,8 @@ function M.restore(what, cfg)
     if not checked then
         return nil, err
     end
-    local snapshot = what
-    if type(what) == "string" then
-        snapshot, err = snapshots.open(what)
-    end
+    local snapshot
+    snapshot, err = snapshots.get(what)
     if not snapshot then
         return nil, err
     end

@@ -137,6 +137,17 @@ function M.open(what)
     return M.read(path, what)
 end
 
+--- What a caller gives for a snapshot: the thing itself, its name, or a path.
+---@param what sm.Snapshot|string
+---@return sm.Snapshot?
+---@return string? err
+function M.get(what)
+    if type(what) == "string" then
+        return M.open(what)
+    end
+    return what
+end
+
 --- All with a name, oldest first; those that cannot be read are in the second
 --- list as { name, error }.
 ---@return sm.Snapshot[]
@@ -251,10 +262,7 @@ end
 ---@return sm.Snapshot?
 ---@return string? err
 function M.flatten(what)
-    local snapshot, err = what, nil
-    if type(what) == "string" then
-        snapshot, err = M.open(what)
-    end
+    local snapshot, err = M.get(what)
     if not snapshot or not snapshot.parent then
         return snapshot, err
     end
@@ -295,10 +303,7 @@ end
 ---@return true?
 ---@return string? err
 function M.verify(what)
-    local snapshot, err = what, nil
-    if type(what) == "string" then
-        snapshot, err = M.open(what)
-    end
+    local snapshot, err = M.get(what)
     if snapshot then
         snapshot, err = M.read(snapshot.path, snapshot.name, true)
     end

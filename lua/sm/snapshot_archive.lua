@@ -63,10 +63,7 @@ end
 ---@return true?
 ---@return string? err
 function M.export(what, out, opts)
-    local snapshot, err = what, nil
-    if type(what) == "string" then
-        snapshot, err = snapshots.open(what)
-    end
+    local snapshot, err = snapshots.get(what)
     if not snapshot then
         return nil, err
     end
