@@ -28,7 +28,7 @@
 
 #define HOME "workload"   /* the cgroup that those of the root move into */
 #define GROUPS_MAX 64     /* of the root, that we freeze */
-#define ROUNDS_MAX 16     /* of moving: who forks meanwhile is caught by the next */
+#define ROUNDS_MAX 16     /* of moving */
 #define WAIT_MS 1000
 
 static struct {
@@ -95,6 +95,13 @@ static int move_once(void)
     }
     fclose(list);
     return moved;
+}
+
+/* Who forks meanwhile is caught by the next round. */
+static void move_all(void)
+{
+    for (int round = 0; round < ROUNDS_MAX && move_once() > 0; round++)
+        ;
 }
 
 static void freeze_group(const char *name)
@@ -169,12 +176,9 @@ int sm_freeze(void)
         return -EALREADY;
     if (mkdirat(freezer.cgroups, HOME, 0755) < 0 && errno != EEXIST)
         return -errno;
-    for (int round = 0; round < ROUNDS_MAX && move_once() > 0; round++)
-        ;
+    move_all();
     each_group(freeze_group);
-    /* Whoever was forked by one that had not moved yet. */
-    for (int round = 0; round < ROUNDS_MAX && move_once() > 0; round++)
-        ;
+    move_all(); /* and by those that went on until now */
     deadline_ns = sm_now_ns() + WAIT_MS * 1000000ull;
     all_frozen = true;
     each_group(await_group);

@@ -210,14 +210,13 @@ local function write_and_publish(vm, opts, path, parent)
     if not held then
         return nil, "snapshot: " .. err
     end
-    -- A machine that goes on from here loses its parent: a file without a name may
-    -- be gone at any time.
+    -- A file without a name may be gone at any time: nothing is laid over it.
     local rebase = opts.diff and not opts.temporary
     local saved
     saved, err = M.write(vm, held.path, { meta = meta, diff = parent ~= nil, rebase = rebase, live = opts.live,
         progress = opts.progress })
     if rebase then
-        vm.base = nil
+        vm.base = nil -- until the new one has its name
     end
     local ok = saved
     if ok then
@@ -252,9 +251,8 @@ function M.create(vm, opts)
     end
     local parent, held
     if opts.diff then
-        parent = M.base_of(vm)
-        held = parent and snapshot.hold(parent.path)
-        parent = held and M.base_of(vm) -- it may have been removed before we held it
+        held = vm.base and snapshot.hold(vm.base.path) -- first, so that it stays while we look
+        parent = held and M.base_of(vm)
     end
     local _ <close> = held
     local saved

@@ -93,7 +93,7 @@ function M.copy(snapshot, cfg, flows)
         return nil, err
     end
     local vm
-    vm, err = require("sm.vm").restore(chain, saved, image, cfg)
+    vm, err = require("sm.vm").restore(snapshots.paths(chain), saved, image, cfg)
     if not vm then
         image:close()
         return nil, (err:gsub("^snapshot%.load: ", "snapshot "))

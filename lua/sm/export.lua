@@ -117,9 +117,11 @@ local function put_sparse(write, name, path)
     for _, pair in ipairs { { "GNU.sparse.major", "1" }, { "GNU.sparse.minor", "0" },
         { "GNU.sparse.name", name }, { "GNU.sparse.realsize", ("%d"):format(size) } } do
         local record = (" %s=%s\n"):format(pair[1], pair[2])
-        local n = #record + 1
-        n = #record + #tostring(#record + #tostring(n))
-        pax[#pax + 1] = n .. record
+        local digits = 1 -- of the length, which counts itself
+        while #tostring(#record + digits) > digits do
+            digits = digits + 1
+        end
+        pax[#pax + 1] = (#record + digits) .. record
     end
     pax = table.concat(pax)
     local ok

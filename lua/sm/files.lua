@@ -123,6 +123,20 @@ function M.write_plain(path, bytes)
     return true
 end
 
+--- Put a file in its place so that a reader sees the old one or the new; after a power
+--- failure it may be neither.
+---@param path string
+---@param bytes string
+---@return true?
+---@return string? error
+function M.replace(path, bytes)
+    local ok, why = M.write_plain(path .. ".new", bytes)
+    if ok then
+        ok, why = uv.fs_rename(path .. ".new", path)
+    end
+    return ok, why
+end
+
 --- Write bytes to `temporary`, then publish it at `path`. Yields.
 ---@async
 ---@param temporary string

@@ -319,14 +319,14 @@ end
 --- Start a copy of a saved machine: the worker, the same devices, its state; it
 --- runs when this returns. Yields.
 ---@async
----@param chain sm.Snapshot[] the snapshot, last, and those it needs
+---@param paths string[] of the snapshot, last, and of those it needs
 ---@param saved table { cpus, devices }
 ---@param image table
 ---@param opts table { name, eager, clock, net … }
 ---@param marks table timeline, filled in
 ---@return table? parts as start
 ---@return string? err
-function M.restore(chain, saved, image, opts, marks)
+function M.restore(paths, saved, image, opts, marks)
     local parts, err = begin(opts, image)
     if not parts then
         return nil, err
@@ -339,13 +339,9 @@ function M.restore(chain, saved, image, opts, marks)
     if not parts.devices then
         return give_up(err)
     end
-    local parents = {}
-    for i = 1, #chain - 1 do
-        parents[i] = chain[i].path
-    end
     local ok
     ok, err = wire(parts.worker, { cpus = saved.cpus }, parts.devices, {
-        "snapshot.load", { path = chain[#chain].path, parents = parents, eager = opts.eager, clock = opts.clock },
+        "snapshot.load", { path = paths[#paths], parents = table.move(paths, 1, #paths - 1, 1, {}), eager = opts.eager, clock = opts.clock },
     })
     if not ok then
         return give_up(err)

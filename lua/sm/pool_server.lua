@@ -10,7 +10,6 @@
 --
 -- Threads: the loop's.
 
-local uv = require "luv"
 local endpoint = require "sm.endpoint"
 local files = require "sm.files"
 local json = require "sm.json"
@@ -90,13 +89,8 @@ function M.new(pool, dir, meta)
     if not self.endpoint then
         return nil, err
     end
-    -- Renamed into place: a reader sees it whole or not.
-    local path = dir .. "/" .. M.META
     local ok
-    ok, err = files.write_plain(path .. ".new", json.encode(meta))
-    if ok then
-        ok, err = uv.fs_rename(path .. ".new", path)
-    end
+    ok, err = files.replace(dir .. "/" .. M.META, json.encode(meta))
     if not ok then
         self:close()
         return nil, err

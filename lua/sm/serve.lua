@@ -11,7 +11,6 @@
 --
 -- Threads: the loop's.
 
-local uv = require "luv"
 local endpoint = require "sm.endpoint"
 local files = require "sm.files"
 local json = require "sm.json"
@@ -281,11 +280,7 @@ end
 -- --------------------------------------------------------------- the state
 
 local function write_meta(self)
-    -- Renamed into place: a reader sees the one or the other.
-    local path = self.dir .. "/vm.json"
-    if files.write_plain(path .. ".new", json.encode(self.meta)) then
-        uv.fs_rename(path .. ".new", path)
-    end
+    files.replace(self.dir .. "/vm.json", json.encode(self.meta))
 end
 
 --- Change what others see of the VM.

@@ -217,6 +217,17 @@ function M.chain(snapshot)
     return list
 end
 
+--- Where the files of a chain lie.
+---@param chain sm.Snapshot[]
+---@return string[]
+function M.paths(chain)
+    local list = {}
+    for i, link in ipairs(chain) do
+        list[i] = link.path
+    end
+    return list
+end
+
 -- Those that need this one, in its folder and in the snapshot folder.
 local function children_of(snapshot)
     local out, seen = {}, {}
@@ -238,6 +249,7 @@ local function locked(path, mode)
     if not fd then
         return nil, files.error(path, err)
     end
+    core = core or require "sm.core"
     if not core.flock(fd, mode) then
         uv.fs_close(fd)
         return false
@@ -255,6 +267,30 @@ function M.hold(path)
     return locked(path, "shared") or nil
 end
 
+--- One file out of a diff and what it needs, without a name: see new_file. Blocks
+--- while it reads.
+---@param snapshot sm.Snapshot
+---@param dir string
+---@return sm.Lock?
+---@return string? err
+function M.flat_copy(snapshot, dir)
+    local chain, err = M.chain(snapshot)
+    if not chain then
+        return nil, err
+    end
+    local held
+    held, err = M.new_file(dir)
+    if not held then
+        return nil, "snapshot: " .. err
+    end
+    local ok, why = core.flatten(M.paths(chain), held.path)
+    if not ok then
+        held:remove()
+        return nil, ("%s: %s"):format(tostring(snapshot), why)
+    end
+    return held
+end
+
 --- Make a diff a snapshot that needs no other, in its place; one that is no diff is
 --- left alone. Diffs over it are diffs over it still. Blocks while it reads. Yields.
 ---@async
@@ -266,24 +302,12 @@ function M.flatten(what)
     if not snapshot or not snapshot.parent then
         return snapshot, err
     end
-    local chain
-    chain, err = M.chain(snapshot)
-    if not chain then
+    local held
+    held, err = M.flat_copy(snapshot, folder(snapshot.path))
+    if not held then
         return nil, err
     end
-    local held
-    held, err = M.new_file(folder(snapshot.path))
-    if not held then
-        return nil, "snapshot: " .. err
-    end
-    local list = {}
-    for i, link in ipairs(chain) do
-        list[i] = link.path
-    end
-    local ok, why = core.flatten(list, held.path)
-    if ok then
-        ok, why = uv.fs_chmod(held.path, READ_ONLY)
-    end
+    local ok, why = uv.fs_chmod(held.path, READ_ONLY)
     if ok then
         ok, why = files.publish(held.path, snapshot.path)
     end
@@ -361,7 +385,6 @@ function M.remove(what)
     if path:sub(1, 1) ~= "/" then
         path = uv.cwd() .. "/" .. path
     end
-    core = core or require "sm.core"
     local held <close> = locked(path, "exclusive")
     local why = held == false and "a diff over it is being made" or needed(path)
     local ok, err, code

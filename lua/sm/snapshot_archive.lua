@@ -8,9 +8,7 @@
 local uv = require "luv"
 local archive = require "sm.archive"
 local assemble = require "sm.assemble"
-local core = require "sm.core"
 local export = require "sm.export"
-local files = require "sm.files"
 local here = require "sm.here"
 local loop = require "sm.loop"
 local paths = require "sm.paths"
@@ -19,40 +17,6 @@ local snapshots = require "sm.snapshot"
 local M = {}
 
 local ENTRY = "snapshot.sms"
-
-local function remover(path)
-    return setmetatable({}, { __close = function()
-        if path then
-            files.remove(path)
-        end
-    end })
-end
-
--- The file of a snapshot that needs no other: its own, or one made for this.
-local function flat(snapshot)
-    if not snapshot.parent then
-        return snapshot.path
-    end
-    local chain, err = snapshots.chain(snapshot)
-    local held
-    if chain then
-        held, err = snapshots.new_file(snapshots.dir())
-    end
-    if not held then
-        return nil, err
-    end
-    local list = {}
-    for i, link in ipairs(chain) do
-        list[i] = link.path
-    end
-    local ok
-    ok, err = core.flatten(list, held.path)
-    if not ok then
-        held:remove()
-        return nil, err
-    end
-    return held.path, nil, held
-end
 
 --- Write a snapshot and its image to `out`: a path, which is there whole or not at all,
 --- or a descriptor. Yields.
@@ -70,18 +34,21 @@ function M.export(what, out, opts)
     return loop.run(function()
         -- So that nobody removes it, or what it needs, meanwhile.
         local hold <close> = snapshots.hold(snapshot.path)
-        local path, why, made = flat(snapshot)
-        if not path then
-            return nil, ("%s: %s"):format(tostring(snapshot), why)
+        local flat, ok, why
+        if snapshot.parent then
+            flat, why = snapshots.flat_copy(snapshot, snapshots.dir())
+            if not flat then
+                return nil, why
+            end
         end
-        local _ <close> = remover(made and path)
-        local ok
+        local _ <close> = setmetatable({}, { __close = function()
+            if flat then
+                flat:remove()
+            end
+        end })
         ok, why = export.save({ snapshot.image.digest }, out, {
-            store = opts and opts.store, sparse = { { name = ENTRY, path = path } },
+            store = opts and opts.store, sparse = { { name = ENTRY, path = (flat or snapshot).path } },
         })
-        if made then
-            made:close()
-        end
         if not ok and why:find "no such image in the store$" then
             why = ("%s: its image %s was run from where it lies and is not in the store; `sm load` or `sm pull` it, run "
                 .. "that, and save it again"):format(tostring(snapshot), snapshot.image.name or snapshot.image.reference

@@ -300,16 +300,16 @@ end
 --- A copy of a saved machine; returns when it has been told who it is and
 --- commands can run. Yields.
 ---@async
----@param chain sm.Snapshot[] the snapshot, last, and those it needs
+---@param paths string[] of the snapshot, last, and of those it needs
 ---@param saved table what its owner wrote into it (sm.snapshot)
 ---@param image table what its root device is
 ---@param cfg table checked: name, hostname, eager, clock, boot_timeout, on_…
 ---@return sm.VM?
 ---@return string? err
-function M.restore(chain, saved, image, cfg)
+function M.restore(paths, saved, image, cfg)
     local own_hostname = cfg.hostname
     local self = new(image, setmetatable(cfg, { __index = saved.cfg }))
-    local parts, err = machine.restore(chain, saved, image, cfg, self.timeline)
+    local parts, err = machine.restore(paths, saved, image, cfg, self.timeline)
     if not parts then
         return nil, err
     end

@@ -49,7 +49,7 @@ describe("a restored VM", function()
                 assert(parts.worker:call("snapshot.save", { path = path, sync = false }))
                 saved = { cpus = cfg.cpus, devices = parts.devices, cfg = cfg }
             end
-            local parts = assert(machine.restore({ { path = path } }, saved, image,
+            local parts = assert(machine.restore({ path }, saved, image,
                 setmetatable(assert(config.check_restore {}), { __index = cfg }), {}))
             local _ <close> = setmetatable({}, { __close = function() machine.stop(parts) end })
             local agent <close> = assert(machine.await_agent(parts, 120))
