@@ -242,6 +242,8 @@ static const struct sm_arg_spec snapshot_load_args[] = {
     { "parents", SM_ARG_ARRAY, .max = 15,
       .doc = "of a diff: paths of those it needs, from the one that is none on" },
     { "eager", SM_ARG_BOOL, .doc = "read all memory now, not when the guest asks for it" },
+    { "working_set", SM_ARG_STRING, .max = 4096,
+      .doc = "what sm.core.working_set made of it; left alone when it is of another one, or damaged" },
     { "clock", SM_ARG_CHOICE, .choices = "freeze|advance",
       .doc = "whether the guest's clocks stand still over the gap, as when absent" },
 };
@@ -362,8 +364,11 @@ static const struct sm_cmd table[] = {
       ARGS(snapshot_finish_args), .states = SM_IN_ANY, .run = sm_cmd_snapshot_finish },
     { "snapshot.abandon", "abandon_save", "Write no further.", .states = SM_IN_ANY,
       .run = sm_cmd_snapshot_abandon },
+    { "snapshot.touched", "touched",
+      "What of its memory this copy has needed since it was loaded, for sm.core.working_set.",
+      .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_snapshot_touched },
     { "snapshot.load", "load",
-      "Make this new VM, which has the devices but no memory, the saved one: {id, parent}.",
+      "Make this new VM, which has the devices but no memory, the saved one: {id, parent, working_set}.",
       ARGS(snapshot_load_args), .states = IN_CREATED, .run = sm_cmd_snapshot_load },
     { .name = NULL },
 };

@@ -130,6 +130,7 @@ int sm_cmd_snapshot_copy(struct sm_call *call);
 int sm_cmd_snapshot_capture(struct sm_call *call);
 int sm_cmd_snapshot_finish(struct sm_call *call);
 int sm_cmd_snapshot_abandon(struct sm_call *call);
+int sm_cmd_snapshot_touched(struct sm_call *call);
 int sm_cmd_snapshot_load(struct sm_call *call);
 
 #endif

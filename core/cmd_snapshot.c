@@ -8,11 +8,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "snap.h"
 #include "snap_base.h"
+#include "working_set.h"
 
 /* The file of this command; the caller closes it. *made: it was not there. */
 static int take_file(struct sm_call *call, int flags, bool *made)
@@ -243,6 +245,35 @@ static int open_parents(struct sm_call *call, struct sm_snap **parents, unsigned
     return 0;
 }
 
+/* Pairs of 64 bits: an address and how many bytes from there on. */
+int sm_cmd_snapshot_touched(struct sm_call *call)
+{
+    struct sm_working_range *ranges = calloc(SM_WORKING_SET_RANGES, sizeof(*ranges));
+    int n = ranges ? sm_working_set_touched(call->m->vm, ranges, SM_WORKING_SET_RANGES) : -ENOMEM;
+
+    if (n >= 0) {
+        sm_msg_put_strn(call->out, (const char *)ranges, (size_t)n * sizeof(*ranges));
+    }
+    free(ranges);
+    return n < 0 ? sm_call_fail(call, n, "%s", n == -ESRCH ? "it was not loaded, or read whole"
+                                                           : strerror(-n))
+                 : 0;
+}
+
+/* The set of this command, or NULL: a restore does without. */
+static struct sm_working_set *open_set(struct sm_call *call)
+{
+    const char *path = sm_call_str(call, "working_set");
+    struct sm_working_set *set = NULL;
+    int fd = path && path[0] ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+
+    if (fd < 0 || sm_working_set_open(fd, &set) < 0) {
+        return NULL;
+    }
+    sm_working_set_prefetch(set);
+    return set;
+}
+
 int sm_cmd_snapshot_load(struct sm_call *call)
 {
     struct sm_snap *parents[SM_SNAP_CHAIN_MAX], *snap;
@@ -251,6 +282,7 @@ int sm_cmd_snapshot_load(struct sm_call *call)
         .advance = sm_call_uint(call, "clock", 0) == 1,
         .parents = parents,
     };
+    struct sm_working_set *set;
     char why[400] = "";
     bool made;
     int fd = take_file(call, O_RDONLY, &made), err;
@@ -263,20 +295,24 @@ int sm_cmd_snapshot_load(struct sm_call *call)
         sm_vm_stop(call->m->vm, SM_STOP_KILLED, "its snapshot could not be loaded");
         return refuse(call, err, why);
     }
+    set = open_set(call);
+    how.set = set;
     err = open_parents(call, parents, &how.parent_count);
     if (!err) {
         err = sm_snap_load(snap, call->m->vm, &how, why, sizeof(why));
         if (err) {
             refuse(call, err, why);
         } else {
-            sm_msg_put_map(call->out, 2);
+            sm_msg_put_map(call->out, 3);
             put_id(call->out, "id", sm_snap_info(snap)->id);
             put_id(call->out, "parent", sm_snap_info(snap)->parent);
+            put_number(call->out, "working_set", how.set_bytes);
         }
     }
     for (unsigned i = 0; i < how.parent_count; i++) {
         sm_snap_close(parents[i]);
     }
     sm_snap_close(snap);
+    sm_working_set_close(set);
     return err;
 }

@@ -8,6 +8,7 @@
  *   pack, unpack, request   messages (lua_msg.c)
  *   snapshot(path)   what is in a snapshot (lua_snap.c)
  *   flatten(paths, out)     one snapshot out of a chain
+ *   working_set(paths, touched, out), working_set_verify(path)
  *   flock, umask, hangup, send_fd, data_extents   what luv lacks
  *
  * No globals, no signals, nothing printed: several Lua states in several
@@ -252,6 +253,8 @@ int luaopen_sm_core(lua_State *L)
         { "data_extents", core_data_extents },
         { "snapshot", sm_lua_snapshot },
         { "flatten", sm_lua_snapshot_flatten },
+        { "working_set", sm_lua_working_set },
+        { "working_set_verify", sm_lua_working_set_verify },
         { NULL, NULL },
     };
     luaL_checkversion(L);

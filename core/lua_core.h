@@ -68,5 +68,7 @@ void sm_lua_add_spawn(lua_State *L);
 /* lua_snap.c */
 int sm_lua_snapshot(lua_State *L);
 int sm_lua_snapshot_flatten(lua_State *L);
+int sm_lua_working_set(lua_State *L);
+int sm_lua_working_set_verify(lua_State *L);
 
 #endif

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "snap.h"
+#include "working_set.h"
 
 static void set_string(lua_State *L, const char *key, const char *p, size_t len)
 {
@@ -127,24 +128,38 @@ int sm_lua_snapshot(lua_State *L)
     return 1;
 }
 
+/* Open the chain that the list at index 1 names; false: why is on the stack, as
+ * results. */
+static bool open_chain(lua_State *L, struct reading *reading)
+{
+    lua_Integer n = luaL_len(L, 1);
+
+    luaL_argcheck(L, n >= 1 && n <= SM_SNAP_CHAIN_MAX, 1, "expected 1 to 16 paths");
+    for (lua_Integer i = 1; i <= n; i++) {
+        char why[240] = "";
+
+        lua_geti(L, 1, i);
+        const char *path = luaL_checkstring(L, -1);
+        int err = open_next(reading, path, why, sizeof(why));
+        if (err) {
+            refuse(L, path, err, why);
+            return false;
+        }
+    }
+    return true;
+}
+
 /* flatten(paths, out) → true, or nil, what, errno: one snapshot, in the empty file
  * `out`, of a chain that begins with one that is no diff */
 int sm_lua_snapshot_flatten(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
     const char *out = luaL_checkstring(L, 2);
-    lua_Integer n = luaL_len(L, 1);
-    luaL_argcheck(L, n >= 1 && n <= SM_SNAP_CHAIN_MAX, 1, "expected 1 to 16 paths");
     struct reading *reading = new_reading(L);
     char why[240] = "";
 
-    for (lua_Integer i = 1; i <= n; i++) {
-        lua_geti(L, 1, i);
-        const char *path = luaL_checkstring(L, -1);
-        int err = open_next(reading, path, why, sizeof(why));
-        if (err) {
-            return refuse(L, path, err, why);
-        }
+    if (!open_chain(L, reading)) {
+        return 3;
     }
     reading->fd = open(out, O_WRONLY | O_CLOEXEC);
     int err = reading->fd < 0 ? -errno
@@ -153,6 +168,56 @@ int sm_lua_snapshot_flatten(lua_State *L)
     close_all(reading);
     if (err) {
         return refuse(L, out, err, why);
+    }
+    lua_pushboolean(L, true);
+    return 1;
+}
+
+/* working_set(paths, touched, out) → true, or nil, what, errno: the pages that a copy of
+ * the last one of a chain has touched (the command snapshot.touched), in the empty file
+ * `out` */
+int sm_lua_working_set(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TTABLE);
+    size_t len;
+    const char *touched = luaL_checklstring(L, 2, &len);
+    const char *out = luaL_checkstring(L, 3);
+    luaL_argcheck(L, len % sizeof(struct sm_working_range) == 0 &&
+                         len / sizeof(struct sm_working_range) <= SM_WORKING_SET_RANGES,
+                  2, "expected what snapshot.touched gives");
+    struct reading *reading = new_reading(L);
+
+    if (!open_chain(L, reading)) {
+        return 3;
+    }
+    struct sm_working_range *ranges = lua_newuserdatauv(L, len + 1, 0); /* aligned */
+    memcpy(ranges, touched, len);
+    reading->fd = open(out, O_WRONLY | O_CLOEXEC);
+    int err = reading->fd < 0 ? -errno
+                              : sm_working_set_write(reading->snaps, reading->count, ranges,
+                                                     (unsigned)(len / sizeof(*ranges)), reading->fd);
+    close_all(reading);
+    if (err) {
+        return refuse(L, out, err, "");
+    }
+    lua_pushboolean(L, true);
+    return 1;
+}
+
+/* working_set_verify(path) → true, or nil, what, errno */
+int sm_lua_working_set_verify(lua_State *L)
+{
+    const char *path = luaL_checkstring(L, 1);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct sm_working_set *set = NULL;
+    int err = fd < 0 ? -errno : sm_working_set_open(fd, &set);
+
+    if (!err) {
+        err = sm_working_set_verify(set);
+    }
+    sm_working_set_close(set);
+    if (err) {
+        return refuse(L, path, err, err == -EBADMSG ? "damaged" : "");
     }
     lua_pushboolean(L, true);
     return 1;

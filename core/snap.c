@@ -11,6 +11,7 @@
 #include "crc32c.h"
 #include "snap_base.h"
 #include "vm.h"
+#include "working_set.h"
 
 const char sm_snap_magic[8] = { 'S', 'M', 'S', 'N', 'A', 'P', '\r', '\n' };
 
@@ -422,22 +423,24 @@ static int map_area(const struct chain *c, unsigned i, struct sm_vm *vm, struct 
     return err;
 }
 
-static int map_ram(const struct chain *c, struct sm_vm *vm, bool eager)
+static int map_ram(const struct chain *c, struct sm_vm *vm, struct sm_snap_load *how)
 {
     struct sm_snap_base *base = sm_snap_base_new(c->links[c->count - 1]->info.id);
     int err = base ? 0 : -ENOMEM;
 
     for (unsigned i = 0; !err && i < c->links[0]->area_count; i++)
         if (c->links[0]->areas[i].kind == SM_SNAP_RAM)
-            err = map_area(c, i, vm, base, eager);
-    if (err || eager) /* what was copied lies over nothing */
+            err = map_area(c, i, vm, base, how->eager);
+    if (!err && !how->eager && how->set)
+        how->set_bytes = sm_working_set_lay(how->set, vm, base);
+    if (err || how->eager) /* what was copied lies over nothing */
         sm_snap_base_free(base);
     else
         sm_vm_set_base(vm, base);
     return err;
 }
 
-static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
+static int load_into(struct sm_snap *snap, struct sm_vm *vm, struct sm_snap_load *how,
                      char *err, size_t errlen)
 {
     struct sm_state_blobs blobs = { .fd = snap->fd };
@@ -452,7 +455,7 @@ static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_sna
     for (unsigned i = 0; i < how->parent_count; i++)
         chain.links[i] = how->parents[i];
     chain.links[how->parent_count] = snap;
-    e = map_ram(&chain, vm, how->eager);
+    e = map_ram(&chain, vm, how);
     if (e)
         return sm_snap_say(err, errlen, e, "its memory cannot be mapped: %s", strerror(-e));
     for (unsigned i = 0; i < snap->area_count; i++) {
@@ -467,7 +470,7 @@ static int load_into(struct sm_snap *snap, struct sm_vm *vm, const struct sm_sna
     return sm_vm_load(vm, &r, how->advance, err, errlen);
 }
 
-int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
+int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, struct sm_snap_load *how,
                  char *err, size_t errlen)
 {
     int e;

@@ -51,6 +51,7 @@
 
 struct sm_hv;
 struct sm_vm;
+struct sm_working_set;
 
 #define SM_SNAP_VERSION 2 /* the newest we know */
 #define SM_SNAP_CHAIN_MAX 16
@@ -120,11 +121,13 @@ struct sm_snap_load {
     bool advance; /* the guest's clocks move on by the time that went by */
     struct sm_snap *const *parents; /* of a diff: from the one that is none on */
     unsigned parent_count;
+    const struct sm_working_set *set; /* NULL: none */
+    uint64_t set_bytes;               /* out: how much of its memory came out of that */
 };
 
 /* Into a new VM without memory, with the devices that the snapshot has. Refused
  * with one line where the CPU or the backend is another. */
-int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, const struct sm_snap_load *how,
+int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, struct sm_snap_load *how,
                  char *err, size_t errlen);
 
 /*

@@ -72,20 +72,26 @@ const uint8_t *sm_snap_base_bits(const struct sm_snap_base *base, uint64_t gpa)
     return r ? r->bits : NULL;
 }
 
-/* One run of pages. Only KVM follows a mapping that changes under it. */
-static int lay_run(struct sm_snap_base *base, struct sm_mem *mem, const struct sm_mem_region *r,
-                   uint64_t at, uint64_t len, int fd, uint64_t offset, bool read)
+bool sm_snap_base_view(struct sm_snap_base *base, struct sm_mem *mem, const struct sm_mem_region *r,
+                       uint64_t at, uint64_t len_bytes, int fd, uint64_t offset)
 {
 #ifdef __linux__
-    if (base->views < SM_SNAP_VIEWS && sm_mem_overlay(mem, r, at, len, fd, offset) == 0) {
+    if (base->views < SM_SNAP_VIEWS && sm_mem_overlay(mem, r, at, len_bytes, fd, offset) == 0) {
         base->views++;
-        return 0;
+        return true;
     }
-#else
+#else /* only KVM follows a mapping that changes under it */
     (void)base;
     (void)mem;
 #endif
-    if (!read)
+    return false;
+}
+
+/* One run of pages. */
+static int lay_run(struct sm_snap_base *base, struct sm_mem *mem, const struct sm_mem_region *r,
+                   uint64_t at, uint64_t len, int fd, uint64_t offset, bool read)
+{
+    if (sm_snap_base_view(base, mem, r, at, len, fd, offset) || !read)
         return 0;
     if (!(r->prot & SM_PROT_WRITE))
         return -EACCES; /* nobody could have written it */

@@ -40,6 +40,10 @@ int sm_snap_base_add(struct sm_snap_base *base, uint64_t gpa, uint64_t len_bytes
  */
 int sm_snap_base_lay(struct sm_snap_base *base, struct sm_mem *mem, const struct sm_snap_area *a,
                      const uint8_t *bits, int fd, bool read);
+/* One view: a part of a file that holds what those bytes of the region are. false: there
+ * can be none here, and nothing was changed. */
+bool sm_snap_base_view(struct sm_snap_base *base, struct sm_mem *mem, const struct sm_mem_region *r,
+                       uint64_t at, uint64_t len_bytes, int fd, uint64_t offset);
 /* The pages that come out of diffs; NULL: none. */
 const uint8_t *sm_snap_base_bits(const struct sm_snap_base *base, uint64_t gpa);
 /* The VM's RAM is what it was when the base was made, and all of it over files. */

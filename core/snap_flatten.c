@@ -24,30 +24,6 @@ static struct sm_snap *last(const struct flattener *f)
     return f->links[f->count - 1];
 }
 
-/* Pages [page, page + n) of area i as the newest file has them, into buf. */
-static int gather(struct flattener *f, unsigned i, uint64_t page, unsigned n)
-{
-    for (unsigned l = 0; l < f->count; l++) {
-        const struct sm_snap *link = f->links[l];
-        const struct sm_snap_area *a = &link->areas[i];
-        uint64_t at = page, len = n, end = page + n;
-
-        for (; at < end; at += len) {
-            int err;
-
-            len = l ? sm_snap_run(link->area_pages[i], &at, end, end) : n;
-            if (!len)
-                break;
-            err = sm_file_read(link->fd, f->buf + (at - page) * SM_SNAP_UNIT_BYTES,
-                               (size_t)(len * SM_SNAP_UNIT_BYTES),
-                               a->offset + at * SM_SNAP_UNIT_BYTES);
-            if (err)
-                return err;
-        }
-    }
-    return 0;
-}
-
 /* Write what is not zero of a batch, and sum it. */
 static int put(struct flattener *f, struct sm_snap_area *out, uint64_t page, unsigned n)
 {
@@ -81,7 +57,7 @@ static int flatten_ram(struct flattener *f, unsigned i)
     for (uint64_t at = 0; !err && at < pages; at += BATCH) {
         unsigned n = pages - at < BATCH ? (unsigned)(pages - at) : BATCH;
 
-        err = gather(f, i, at, n);
+        err = sm_snap_gather(f->links, f->count, i, at, n, f->buf);
         if (!err)
             err = put(f, &f->areas[i], at, n);
     }

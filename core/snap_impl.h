@@ -90,6 +90,10 @@ uint64_t sm_snap_next_data(int fd, uint64_t at, uint64_t end);
 #define SM_SNAP_CHUNK_BYTES (1u << 20)
 int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum);
 
+/* Pages [page, page + n) of an area of RAM as the newest file of a chain has them. */
+int sm_snap_gather(struct sm_snap *const *links, unsigned count, unsigned area, uint64_t page,
+                   unsigned n, uint8_t *buf);
+
 /* The parents of a snapshot are those that it needs, in order and of its shape. */
 int sm_snap_check_chain(const struct sm_snap *snap, struct sm_snap *const *parents,
                         unsigned count, char *err, size_t errlen);

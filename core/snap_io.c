@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Holes and bits: what all of core/snap*.c needs. */
+/* Holes, bits and pages: what all of core/snap*.c needs. */
 #include "snap_impl.h"
 
 #include <errno.h>
@@ -32,4 +32,28 @@ uint64_t sm_snap_run(const uint8_t *bits, uint64_t *from, uint64_t end, uint64_t
     while (at + n < end && n < max && sm_snap_bit(bits, at + n))
         n++;
     return n;
+}
+
+int sm_snap_gather(struct sm_snap *const *links, unsigned count, unsigned area, uint64_t page,
+                   unsigned n, uint8_t *buf)
+{
+    for (unsigned l = 0; l < count; l++) {
+        const struct sm_snap *link = links[l];
+        const struct sm_snap_area *a = &link->areas[area];
+        uint64_t at = page, len = n, end = page + n;
+
+        for (; at < end; at += len) {
+            int err;
+
+            len = l ? sm_snap_run(link->area_pages[area], &at, end, end) : n;
+            if (!len)
+                break;
+            err = sm_file_read(link->fd, buf + (at - page) * SM_SNAP_UNIT_BYTES,
+                               (size_t)(len * SM_SNAP_UNIT_BYTES),
+                               a->offset + at * SM_SNAP_UNIT_BYTES);
+            if (err)
+                return err;
+        }
+    }
+    return 0;
 }

@@ -26,16 +26,13 @@
 #include <unistd.h>
 
 #include "crc32c.h"
+#include "pagemap.h"
 #include "snap_base.h"
 #include "vm.h"
 
 #define PAGE SM_SNAP_UNIT_BYTES
 #define BATCH 4096      /* pages looked up at once */
 #define RUN_BYTES (1u << 20) /* written at once */
-#define PAGE_PRESENT (1ull << 63)
-#define PAGE_SWAPPED (1ull << 62)
-#define PAGE_OF_FILE (1ull << 61) /* else: private, written since it was mapped */
-#define PAGE_SOFT_DIRTY (1ull << 55) /* written since clear_refs was told */
 
 /* One region on its way into the file. */
 struct region {
@@ -60,7 +57,7 @@ struct sm_snap_writer {
     struct sm_vm *vm;
     int fd;
     struct sm_snap_how how;
-    bool tells_writes; /* PAGE_SOFT_DIRTY can be believed */
+    bool tells_writes; /* SM_PAGE_SOFT_DIRTY can be believed */
     bool captured;
     const struct sm_snap_base *base; /* what the memory lies over, or NULL */
     struct sm_snap_header header;
@@ -81,42 +78,6 @@ static uint64_t align_up(uint64_t n, uint64_t to)
 }
 
 /* ---- which pages ---- */
-
-/* What the kernel knows of the pages of a batch. */
-static bool look_up(const struct sm_vm *vm, const uint8_t *hva, unsigned pages, uint64_t *entries)
-{
-    off_t at = (off_t)((uintptr_t)hva / PAGE * sizeof(entries[0]));
-    size_t len = pages * sizeof(entries[0]);
-    int fd = sm_vm_pagemap_fd(vm);
-
-    return fd >= 0 && pread(fd, entries, len, at) == (ssize_t)len;
-}
-
-/*
- * Have the kernel tell from now on what is written, by whomever. A page of our own
- * shows whether it does: without the support clear_refs is silent and every page
- * seems clean.
- */
-static bool begin_telling(const struct sm_vm *vm)
-{
-    int fd = sm_vm_clear_refs_fd(vm);
-    volatile uint8_t *probe = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    const uint8_t *page = (const uint8_t *)probe;
-    uint64_t before, after;
-    bool told = false;
-
-    if (probe == MAP_FAILED)
-        return false;
-    *probe = 1;
-    if (fd >= 0 && pwrite(fd, "4", 1, 0) == 1 && look_up(vm, page, 1, &before)) {
-        *probe = 2;
-        told = look_up(vm, page, 1, &after) && !(before & PAGE_SOFT_DIRTY) &&
-               after & PAGE_SOFT_DIRTY;
-    }
-    munmap((void *)page, PAGE);
-    return told;
-}
 
 /* Those that the file behind a region has data for. */
 static void mark_file(const struct sm_mem_region *r, struct batch *b)
@@ -154,13 +115,13 @@ static void mark_diffs(const struct sm_snap_writer *w, const struct sm_mem_regio
 /* The pages of a batch that may have to be stored. */
 static int mark(const struct sm_snap_writer *w, const struct region *r, struct batch *b)
 {
-    b->known = look_up(w->vm, r->mem->hva + b->at, b->pages, b->entries);
+    b->known = sm_pagemap_read(w->vm, r->mem->hva + b->at, b->pages, b->entries);
     if (w->how.diff && !b->known)
         return -ENOTSUP;
     for (unsigned i = 0; i < b->pages; i++) {
-        bool there = !b->known || b->entries[i] & (PAGE_PRESENT | PAGE_SWAPPED);
+        bool there = !b->known || b->entries[i] & (SM_PAGE_PRESENT | SM_PAGE_SWAPPED);
 
-        b->wanted[i] = w->how.diff ? there && !(b->entries[i] & PAGE_OF_FILE)
+        b->wanted[i] = w->how.diff ? there && !(b->entries[i] & SM_PAGE_OF_FILE)
                                    : there || r->mem->kind == SM_MEM_FOREIGN;
     }
     if (w->how.diff)
@@ -176,7 +137,7 @@ static void leave_out_copied(const struct sm_snap_writer *w, const struct region
                              struct batch *b)
 {
     for (unsigned i = 0; w->tells_writes && b->known && i < b->pages; i++)
-        if (sm_snap_bit(r->copied, b->at / PAGE + i) && !(b->entries[i] & PAGE_SOFT_DIRTY))
+        if (sm_snap_bit(r->copied, b->at / PAGE + i) && !(b->entries[i] & SM_PAGE_SOFT_DIRTY))
             b->wanted[i] = false;
 }
 
@@ -354,7 +315,7 @@ static int begin(struct sm_snap_writer *w, char *err, size_t errlen)
     if (e)
         return sm_snap_say(err, errlen, e, "%s", strerror(-e));
     if (w->how.live)
-        w->tells_writes = begin_telling(w->vm);
+        w->tells_writes = sm_pagemap_tell_writes(w->vm);
     return 0;
 }
 

@@ -141,7 +141,7 @@ end
 --- wall clock; commands run in it when this returns. Yields.
 ---@async
 ---@param snapshot sm.Snapshot|string
----@param cfg { name: string?, hostname: string?, clock: "freeze"|"advance"|nil, eager: boolean?, after: (fun(vm: sm.VM): any)|string[]|nil }?
+---@param cfg { name: string?, hostname: string?, clock: "freeze"|"advance"|nil, eager: boolean?, working_set: boolean?, after: (fun(vm: sm.VM): any)|string[]|nil }?
 ---@return sm.VM?
 ---@return string? err
 function M.restore(snapshot, cfg)

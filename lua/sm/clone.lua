@@ -7,12 +7,12 @@
 -- randomness, a hostname and a machine id of its own. /proc/sys/kernel/random/
 -- boot_id stays the source's: kernels do not let it be changed.
 
-local uv = require "luv"
 local capture = require "sm.capture"
 local config = require "sm.config"
 local lock = require "sm.lock"
 local loop = require "sm.loop"
 local snapshots = require "sm.snapshot"
+local working_set = require "sm.working_set"
 
 local M = {}
 
@@ -92,14 +92,20 @@ function M.copy(snapshot, cfg, flows)
     if not image then
         return nil, err
     end
+    local wanted = cfg.working_set ~= false and not cfg.eager
+    local paths = snapshots.paths(chain)
+    cfg.set = wanted and snapshots.set_path(snapshot.path) or nil
     local vm
-    vm, err = require("sm.vm").restore(snapshots.paths(chain), saved, image, cfg)
+    vm, err = require("sm.vm").restore(paths, saved, image, cfg)
     if not vm then
         image:close()
         return nil, (err:gsub("^snapshot%.load: ", "snapshot "))
     end
     vm.snapshot_id, vm.own_image = snapshot.id, true
     vm.base = not cfg.eager and snapshot or nil
+    if wanted then
+        working_set.record(snapshot, paths, vm.parts) -- without one it is only slower
+    end
     local ok
     ok, err = capture.run_hook(vm, cfg.after, "after the restore")
     if not ok then
@@ -126,11 +132,6 @@ function M.restore(what, cfg)
         return nil, err
     end
     return M.copy(snapshot, checked)
-end
-
--- A name for a snapshot that nobody needs longer than it takes to make copies of it.
-local function own_path()
-    return ("%s/.fork-%d-%d.sms"):format(snapshots.dir(), uv.os_getpid(), uv.hrtime())
 end
 
 -- Holds it, so that whoever sweeps lets it be; removes it when closed.
@@ -166,7 +167,7 @@ function M.fork(vm, n, cfg)
     -- Only what the parent has written since it was restored, if it was. Every child
     -- holds the file open; its name is not needed longer than until they are there.
     local snapshot
-    snapshot, err = capture.create(vm, { path = own_path(), temporary = true, diff = true })
+    snapshot, err = capture.create(vm, { path = snapshots.temporary_path(), temporary = true, diff = true })
     if not snapshot then
         return nil, "fork: " .. err
     end
@@ -178,7 +179,7 @@ function M.fork(vm, n, cfg)
     local tasks, children, failed = {}, {}, nil
     for i = 1, n or 1 do
         tasks[i] = loop.spawn(function()
-            local own = {}
+            local own = { working_set = false } -- the file is gone before another could want it
             for key, value in pairs(checked) do
                 own[key] = value
             end
@@ -215,15 +216,19 @@ end
 ---@return string[]? ids
 ---@return string? err
 function M.fork_attached(vm, n, cfg)
-    local path = own_path()
+    local path = snapshots.temporary_path()
     local made, err = vm:snapshot { path = path, temporary = true, diff = true }
     if not made then
         return nil, err
     end
     local _ <close> = keep(path)
     local tasks, ids = {}, {}
+    local own = { working_set = false } -- see M.fork
+    for key, value in pairs(cfg or {}) do
+        own[key] = value
+    end
     for i = 1, n do
-        tasks[i] = loop.spawn(require("sm.owner").launch_copy, path, { config = cfg })
+        tasks[i] = loop.spawn(require("sm.owner").launch_copy, path, { config = own })
     end
     local failed
     for _, task in ipairs(tasks) do

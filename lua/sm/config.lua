@@ -98,6 +98,7 @@ local KEYS = {
     warm = is "boolean",
     boot_timeout = is "number",
     eager = is "boolean",
+    working_set = is "boolean",
     clock = function(v)
         if v ~= "freeze" and v ~= "advance" then
             return nil, "expected freeze or advance"
@@ -133,10 +134,10 @@ local KEYS = {
 }
 
 -- What a copy of a saved machine may be given; the rest is what was saved.
-local ONLY_RESTORE = { eager = true, clock = true, after = true, on_flow = true }
+local ONLY_RESTORE = { eager = true, working_set = true, clock = true, after = true, on_flow = true }
 local FOR_RESTORE = {
     name = true, hostname = true, boot_timeout = true, on_console = true, on_event = true,
-    eager = true, clock = true, after = true, publish = true, publish_all = true,
+    eager = true, working_set = true, clock = true, after = true, publish = true, publish_all = true,
     on_net = true, on_flow = true, pcap = true,
 }
 

@@ -119,6 +119,22 @@ function core.redirect(fd, target) end
 ---@return integer? errno
 function core.flatten(paths, out) end
 
+--- Write the pages that a copy of the last snapshot of a chain has touched.
+---@param paths string[]
+---@param touched string what the command snapshot.touched gave
+---@param out string an empty file
+---@return true? ok
+---@return string? err
+---@return integer? errno
+function core.working_set(paths, touched, out) end
+
+--- Hold the pages of a working set against their checksum.
+---@param path string
+---@return true? ok
+---@return string? err
+---@return integer? errno
+function core.working_set_verify(path) end
+
 --- Where a file has data, ascending; one extent when that cannot be told.
 ---@param path string
 ---@return { offset: integer, length: integer }[]? extents

@@ -322,7 +322,7 @@ end
 ---@param paths string[] of the snapshot, last, and of those it needs
 ---@param saved table { cpus, devices }
 ---@param image table
----@param opts table { name, eager, clock, net … }
+---@param opts table { name, eager, clock, net, set … }; set: path of its working set
 ---@param marks table timeline, filled in
 ---@return table? parts as start
 ---@return string? err
@@ -341,11 +341,13 @@ function M.restore(paths, saved, image, opts, marks)
     end
     local ok
     ok, err = wire(parts.worker, { cpus = saved.cpus }, parts.devices, {
-        "snapshot.load", { path = paths[#paths], parents = table.move(paths, 1, #paths - 1, 1, {}), eager = opts.eager, clock = opts.clock },
+        "snapshot.load", { path = paths[#paths], parents = table.move(paths, 1, #paths - 1, 1, {}), eager = opts.eager,
+            clock = opts.clock, working_set = opts.set },
     })
     if not ok then
         return give_up(err)
     end
+    parts.loaded = ok
     marks.vm_ready = loop.now()
     ok, err = parts.worker:call("vm.start", {})
     if ok == nil then

@@ -26,9 +26,9 @@
 --
 -- Threads: the loop's.
 
-local uv = require "luv"
 local loop = require "sm.loop"
 local paths = require "sm.paths"
+local snapshots = require "sm.snapshot"
 
 local M = {}
 
@@ -231,14 +231,14 @@ local function make_template(cfg)
             return nil, "pool: warmup: " .. tostring(why or "refused")
         end
     end
-    local dir = require("sm.snapshot").dir()
+    local dir = snapshots.dir()
     local ok
     ok, err = paths.make(dir)
     if not ok then
         return nil, err
     end
     return require("sm.capture").create(vm, {
-        path = ("%s/.fork-%d-%d.sms"):format(dir, uv.os_getpid(), uv.hrtime()), temporary = true,
+        path = snapshots.temporary_path(), temporary = true,
     })
 end
 
@@ -256,7 +256,7 @@ function M.new(cfg)
     if self.image then
         template, err = make_template(self)
     elseif type(template) == "string" then
-        template, err = require("sm.snapshot").open(template)
+        template, err = snapshots.open(template)
     end
     if not template then
         return nil, err
@@ -392,7 +392,7 @@ function Pool:close()
         if self.hold then
             self.hold:close()
         end
-        require("sm.snapshot").remove(self.template)
+        snapshots.remove(self.template)
     end
 end
 

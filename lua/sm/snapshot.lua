@@ -25,6 +25,7 @@ local reference = require "sm.reference"
 local M = {}
 
 local SUFFIX = ".sms"
+local SET_SUFFIX = SUFFIX .. ".set"
 local READ_ONLY = tonumber("400", 8)
 M.FORMAT = 1 -- of the description
 M.CHAIN_MAX = 16 -- files, as the core has it
@@ -59,6 +60,13 @@ end
 ---@return string
 function M.path(name)
     return ("%s/%s%s"):format(M.dir(), name, SUFFIX)
+end
+
+--- Where the working set of the snapshot at a path lies (sm.working_set).
+---@param path string
+---@return string
+function M.set_path(path)
+    return path:gsub(SUFFIX:gsub("%.", "%%.") .. "$", "") .. SET_SUFFIX
 end
 
 --- Whether a snapshot may have that name.
@@ -334,6 +342,10 @@ function M.verify(what)
     if not snapshot then
         return nil, err
     end
+    local set = M.set_path(snapshot.path)
+    if uv.fs_stat(set) and not core.working_set_verify(set) then
+        uv.fs_unlink(set) -- a copy of what was found whole: the next restore makes it anew
+    end
     return true
 end
 
@@ -390,6 +402,7 @@ function M.remove(what)
     local ok, err, code
     if not why then
         ok, err, code = uv.fs_unlink(path)
+        uv.fs_unlink(M.set_path(path))
         M.unpin(path)
         why = not ok and (code == "ENOENT" and "no such snapshot" or err) or nil
     end
@@ -401,18 +414,29 @@ end
 
 -- ---------------------------------------------------------- files for them
 
---- Remove unfinished files of processes that are gone. Each holds a lock on its own.
+--- Remove unfinished files of processes that are gone (each holds a lock on its own),
+--- and the working sets of snapshots that are gone.
 ---@param dir string
 function M.sweep(dir)
     for _, entry in ipairs(files.list(dir)) do
-        if entry.name:match "^%.new%-" or entry.name:match "^%.fork%-" then
-            local path = dir .. "/" .. entry.name
+        local path = dir .. "/" .. entry.name
+        if entry.name:sub(-#SET_SUFFIX) == SET_SUFFIX then
+            if not uv.fs_lstat(path:sub(1, -#SET_SUFFIX - 1) .. SUFFIX) then
+                uv.fs_unlink(path)
+            end
+        elseif entry.name:match "^%.new%-" or entry.name:match "^%.fork%-" then
             local free = lock.try(path)
             if free then
                 free:remove()
             end
         end
     end
+end
+
+--- A name for a snapshot that nobody needs longer than it takes to make copies of it.
+---@return string
+function M.temporary_path()
+    return ("%s/.fork-%d-%d%s"):format(M.dir(), uv.os_getpid(), uv.hrtime(), SUFFIX)
 end
 
 --- An empty file beside the place it is meant for, locked while we write it.

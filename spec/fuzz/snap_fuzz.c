@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Loading snapshots. The first byte chooses a whole one or a diff (over the whole one);
- * the rest is a list of edits (where u16, how many u8, bytes) of it: of its header, or,
+ * Loading snapshots. The first byte chooses a whole one, a diff (over the whole one), or
+ * a working set (of the whole one); the rest is a list of edits (where u16, how many u8, bytes) of it: of its header, or,
  * counted from there on, of its state and index; with the top bit of the count set the
  * checksums are made right again at the end, so that what lies behind them is reached.
  * Whatever loads is started, paused and taken down; a chain that passes as one is
@@ -16,6 +16,7 @@
 #include "fake/fake.h"
 #include "snap_impl.h"
 #include "snap_rig.h"
+#include "working_set.h"
 
 #define MEMORY (1u << 20)
 
@@ -26,6 +27,8 @@ struct original {
     int fd;
 };
 static struct original whole, diff;
+static uint8_t set[4096]; /* header and ranges of a real working set, and so is its file */
+static int set_fd;
 
 static struct original take(int fd)
 {
@@ -41,6 +44,19 @@ static struct original take(int fd)
     if (pread(fd, o.bytes + sizeof(h), o.tail_len, (off_t)o.tail_at) != (ssize_t)o.tail_len)
         abort();
     return o;
+}
+
+static void make_set(void)
+{
+    static const struct sm_working_range ranges[] = { { 0x4000, 0x3000 }, { 0x10000, 0x1000 } };
+    struct sm_snap *snap;
+
+    set_fd = memfd_create("set", MFD_CLOEXEC);
+    if (sm_snap_open(fcntl(whole.fd, F_DUPFD_CLOEXEC, 0), &snap, NULL, 0) ||
+        sm_working_set_write(&snap, 1, ranges, 2, set_fd) ||
+        pread(set_fd, set, sizeof(set), 0) != sizeof(set))
+        abort();
+    sm_snap_close(snap);
 }
 
 static void make_originals(void)
@@ -66,6 +82,7 @@ static void make_originals(void)
     sm_vm_destroy(vm);
     whole = take(fds[0]);
     diff = take(fds[1]);
+    make_set();
 }
 
 /* Apply the edits; whether checksums are to be right. */
@@ -90,6 +107,50 @@ static void mend_section(const struct original *o, struct sm_snap_section *s, co
     if (s->offset >= o->tail_at && s->offset - o->tail_at <= o->tail_len &&
         s->len_bytes <= o->tail_len - (s->offset - o->tail_at))
         s->crc = sm_crc32c(0, tail + (s->offset - o->tail_at), (size_t)s->len_bytes);
+}
+
+/* Where working_set.c has its checksums. */
+static void mend_set(uint8_t *copy)
+{
+    uint32_t count, crc;
+
+    memcpy(&count, copy + 12, sizeof(count));
+    crc = sm_crc32c(0, copy + 64, count <= 252 ? count * 16 : 0);
+    memcpy(copy + 40, &crc, sizeof(crc));
+    crc = sm_crc32c(0, copy, 60);
+    memcpy(copy + 60, &crc, sizeof(crc));
+}
+
+/* Whatever it says, what is loaded with it can be read to its end. */
+static void run_set(const uint8_t *data, size_t size)
+{
+    struct sm_snap_load how = { 0 };
+    struct sm_working_set *open;
+    uint8_t copy[sizeof(set)], page[4096];
+    char overlay[64];
+    struct sm_snap *snap;
+    struct sm_vm *vm;
+
+    memcpy(copy, set, sizeof(set));
+    if (edit(copy, sizeof(copy), data, size))
+        mend_set(copy);
+    if (pwrite(set_fd, copy, sizeof(copy), 0) != sizeof(copy))
+        abort();
+    if (sm_working_set_open(fcntl(set_fd, F_DUPFD_CLOEXEC, 0), &open))
+        return;
+    sm_working_set_verify(open);
+    snprintf(overlay, sizeof(overlay), "/dev/shm/sm-fuzz-%d", (int)getpid());
+    vm = rig_machine(1, 0, -1, overlay, NULL);
+    how.set = open;
+    if (sm_snap_open(fcntl(whole.fd, F_DUPFD_CLOEXEC, 0), &snap, NULL, 0) ||
+        sm_snap_load(snap, vm, &how, NULL, 0))
+        abort();
+    for (uint64_t at = 0; at < MEMORY; at += sizeof(page))
+        if (sm_mem_read(sm_vm_mem(vm), at, page, sizeof(page)))
+            abort();
+    sm_working_set_close(open);
+    sm_snap_close(snap);
+    sm_vm_destroy(vm);
 }
 
 static void flatten(struct sm_snap *parent, struct sm_snap *snap)
@@ -150,6 +211,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     if (!whole.bytes)
         make_originals();
+    if (data[0] & 2) {
+        run_set(data + 1, size - 1);
+        return 0;
+    }
     o = data[0] & 1 ? &diff : &whole;
     room += o->tail_len;
     copy = malloc(room);

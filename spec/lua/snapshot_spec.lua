@@ -88,6 +88,49 @@ describe("snapshots on the disk", function()
         assert.is_table(snapshot.open "v") -- which reads no memory
     end)
 
+    it("have a working set that is checked, and goes with them", function()
+        local path, set = snapshot.path "w", snapshot.set_path(snapshot.path "w")
+        make(path, META)
+        local copy <close> = assert(core.vm {})
+        assert.equal(0, assert(copy:load { path = path, working_set = set }).working_set)
+        assert(copy:start())
+        local touched = assert(copy:touched())
+        local function write()
+            assert(io.open(set, "w")):close()
+            assert(core.working_set({ path }, touched, set))
+        end
+        local function used()
+            local again <close> = assert(core.vm {})
+            local got = assert(again:load { path = path, working_set = set })
+            assert.equal("\xeb\xfe", again:read(0x1000, 2))
+            return got.working_set
+        end
+        write()
+        assert.is_true(used() >= 4096)
+        -- A flaw in its pages is found by verify, one in what it says of them at once.
+        local f <close> = assert(io.open(set, "r+"))
+        f:seek("end", -1)
+        f:write "x"
+        f:flush()
+        assert.is_true(snapshot.verify "w")
+        assert.is_nil(uv.fs_stat(set))
+        write()
+        local g <close> = assert(io.open(set, "r+"))
+        g:seek("set", 20)
+        g:write "x"
+        g:flush()
+        assert.equal(0, used())
+        -- Those of snapshots that are gone are swept away.
+        write()
+        os.rename(set, snapshot.set_path(snapshot.path "gone"))
+        write()
+        snapshot.sweep(snapshot.dir())
+        assert.is_nil(uv.fs_stat(snapshot.set_path(snapshot.path "gone")))
+        assert.is_truthy(uv.fs_stat(set))
+        assert.is_true(snapshot.remove "w")
+        assert.is_nil(uv.fs_stat(set))
+    end)
+
     it("are whole or not there, whenever their maker is killed", function()
         math.randomseed(4)
         local found = 0
