@@ -92,18 +92,50 @@ static int refuse(lua_State *L, const char *path, int err, const char *why)
     return sm_lua_refuse(L, lua_tostring(L, -1), err);
 }
 
-/* snapshot(path, verify?) → {version, arch, fingerprint, id, parent, cpus,
+/* A function of the caller's that is told how far we are: (done, total) in bytes. */
+struct telling {
+    struct sm_snap_progress progress; /* first */
+    lua_State *L;
+    int index;
+};
+
+static void tell(struct sm_snap_progress *p)
+{
+    const struct telling *t = (const struct telling *)p;
+
+    lua_pushvalue(t->L, t->index);
+    lua_pushinteger(t->L, (lua_Integer)p->done_bytes);
+    lua_pushinteger(t->L, (lua_Integer)p->total_bytes);
+    if (lua_pcall(t->L, 2, 0, 0) != LUA_OK) { /* an error of its own stops nothing */
+        lua_pop(t->L, 1);
+    }
+}
+
+/* The function at an index, or NULL when there is none. */
+static struct sm_snap_progress *told(lua_State *L, int index, struct telling *t)
+{
+    if (lua_isnoneornil(L, index)) {
+        return NULL;
+    }
+    luaL_checktype(L, index, LUA_TFUNCTION);
+    *t = (struct telling){ .progress.tell = tell, .L = L, .index = index };
+    return &t->progress;
+}
+
+/* snapshot(path, verify?, progress?) → {version, arch, fingerprint, id, parent, cpus,
  * created_ns, ram_bytes, file_bytes, diff, meta}, or nil, what, errno */
 int sm_lua_snapshot(lua_State *L)
 {
     const char *path = luaL_checkstring(L, 1);
     bool verify = lua_toboolean(L, 2);
+    struct telling t;
+    struct sm_snap_progress *progress = told(L, 3, &t);
     struct reading *reading = new_reading(L);
     char why[240] = "";
     int err = open_next(reading, path, why, sizeof(why));
 
     if (!err && verify) {
-        err = sm_snap_verify(reading->snaps[0], why, sizeof(why));
+        err = sm_snap_verify(reading->snaps[0], progress, why, sizeof(why));
     }
     if (err) {
         return refuse(L, path, err, why);
@@ -149,12 +181,14 @@ static bool open_chain(lua_State *L, struct reading *reading)
     return true;
 }
 
-/* flatten(paths, out) → true, or nil, what, errno: one snapshot, in the empty file
- * `out`, of a chain that begins with one that is no diff */
+/* flatten(paths, out, progress?) → true, or nil, what, errno: one snapshot, in the empty
+ * file `out`, of a chain that begins with one that is no diff */
 int sm_lua_snapshot_flatten(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
     const char *out = luaL_checkstring(L, 2);
+    struct telling t;
+    struct sm_snap_progress *progress = told(L, 3, &t);
     struct reading *reading = new_reading(L);
     char why[240] = "";
 
@@ -163,8 +197,8 @@ int sm_lua_snapshot_flatten(lua_State *L)
     }
     reading->fd = open(out, O_WRONLY | O_CLOEXEC);
     int err = reading->fd < 0 ? -errno
-                              : sm_snap_flatten(reading->snaps, reading->count, reading->fd, why,
-                                                sizeof(why));
+                              : sm_snap_flatten(reading->snaps, reading->count, reading->fd,
+                                                progress, why, sizeof(why));
     close_all(reading);
     if (err) {
         return refuse(L, out, err, why);

@@ -242,9 +242,10 @@ const void *sm_snap_meta(const struct sm_snap *snap, size_t *len)
 
 /* ---- verifying, and reading RAM ---- */
 
-int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum)
+int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum,
+                struct sm_snap_progress *progress)
 {
-    uint64_t at = a->offset, end = a->offset + a->len_bytes;
+    uint64_t at = a->offset, end = a->offset + a->len_bytes, told = at;
 
     *sum = 0;
     while ((at = sm_snap_next_data(fd, at, end)) < end) {
@@ -258,22 +259,28 @@ int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *su
                 *sum = sm_sum_add(*sum, (at + i - a->offset) / SM_SNAP_UNIT_BYTES, buf + i,
                                   SM_SNAP_UNIT_BYTES);
         at += len;
+        sm_snap_did(progress, at - told);
+        told = at;
     }
+    sm_snap_did(progress, end - told);
     return 0;
 }
 
-int sm_snap_verify(struct sm_snap *snap, char *err, size_t errlen)
+int sm_snap_verify(struct sm_snap *snap, struct sm_snap_progress *progress, char *err,
+                   size_t errlen)
 {
     uint8_t *buf = malloc(SM_SNAP_CHUNK_BYTES);
     int e = buf ? 0 : -ENOMEM;
 
+    if (progress && !progress->total_bytes) /* else it is one step of something longer */
+        progress->total_bytes = sm_snap_area_bytes(snap);
     if (e)
         return sm_snap_say(err, errlen, e, "out of memory");
     for (unsigned i = 0; !e && i < snap->area_count; i++) {
         const struct sm_snap_area *a = &snap->areas[i];
         uint32_t sum = 0;
 
-        e = sm_snap_sum(snap->fd, a, buf, &sum);
+        e = sm_snap_sum(snap->fd, a, buf, &sum, progress);
         if (e)
             sm_snap_say(err, errlen, e, "it cannot be read: %s", strerror(-e));
         else if (sum != a->sum)

@@ -77,8 +77,16 @@ int sm_snap_open(int fd, struct sm_snap **out, char *err, size_t errlen);
 void sm_snap_close(struct sm_snap *snap);
 const struct sm_snap_info *sm_snap_info(const struct sm_snap *snap);
 const void *sm_snap_meta(const struct sm_snap *snap, size_t *len);
-/* Read RAM and disks against their sums. */
-int sm_snap_verify(struct sm_snap *snap, char *err, size_t errlen);
+
+/* Who is told how far the reading of all of it is; zeros but for `tell`. */
+struct sm_snap_progress {
+    void (*tell)(struct sm_snap_progress *p); /* now and then */
+    uint64_t done_bytes, total_bytes, told_bytes;
+};
+
+/* Read RAM and disks against their sums; progress may be NULL. */
+int sm_snap_verify(struct sm_snap *snap, struct sm_snap_progress *progress, char *err,
+                   size_t errlen);
 
 /*
  * Writing. A VM that goes on stands still for `capture` alone:
@@ -133,9 +141,9 @@ int sm_snap_load(struct sm_snap *snap, struct sm_vm *vm, struct sm_snap_load *ho
 /*
  * One file out of a chain, the last of which it stands for, with its id: nobody
  * needs to know. Everything is verified first. links: from the one that is no diff
- * on; fd: an empty file.
+ * on; fd: an empty file; progress may be NULL.
  */
-int sm_snap_flatten(struct sm_snap *const *links, unsigned count, int fd, char *err,
-                    size_t errlen);
+int sm_snap_flatten(struct sm_snap *const *links, unsigned count, int fd,
+                    struct sm_snap_progress *progress, char *err, size_t errlen);
 
 #endif

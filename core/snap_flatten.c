@@ -16,6 +16,7 @@ struct flattener {
     unsigned count;
     int fd;
     uint8_t *buf; /* BATCH pages */
+    struct sm_snap_progress *progress;
     struct sm_snap_area areas[SM_SNAP_AREAS];
 };
 
@@ -60,6 +61,7 @@ static int flatten_ram(struct flattener *f, unsigned i)
         err = sm_snap_gather(f->links, f->count, i, at, n, f->buf);
         if (!err)
             err = put(f, &f->areas[i], at, n);
+        sm_snap_did(f->progress, (uint64_t)n * SM_SNAP_UNIT_BYTES);
     }
     return err;
 }
@@ -79,6 +81,7 @@ static int copy_blob(struct flattener *f, const struct sm_snap_area *a)
             err = sm_file_write(f->fd, f->buf, len, at);
         at += len;
     }
+    sm_snap_did(f->progress, a->len_bytes);
     return err;
 }
 
@@ -122,13 +125,18 @@ static int flatten(struct flattener *f)
     return err ? err : put_rest(f);
 }
 
-int sm_snap_flatten(struct sm_snap *const *links, unsigned count, int fd, char *err, size_t errlen)
+int sm_snap_flatten(struct sm_snap *const *links, unsigned count, int fd,
+                    struct sm_snap_progress *progress, char *err, size_t errlen)
 {
-    struct flattener f = { .links = links, .count = count, .fd = fd };
+    struct flattener f = { .links = links, .count = count, .fd = fd, .progress = progress };
     int e = sm_snap_check_chain(links[count - 1], links, count - 1, err, errlen);
 
+    if (progress) /* every file is read, and the last one's areas are written */
+        progress->total_bytes = sm_snap_area_bytes(links[count - 1]);
+    for (unsigned i = 0; progress && i < count; i++)
+        progress->total_bytes += sm_snap_area_bytes(links[i]);
     for (unsigned i = 0; !e && i < count; i++)
-        e = sm_snap_verify(links[i], err, errlen);
+        e = sm_snap_verify(links[i], progress, err, errlen);
     if (e)
         return e;
     f.buf = malloc((size_t)BATCH * SM_SNAP_UNIT_BYTES);

@@ -88,7 +88,12 @@ uint64_t sm_snap_next_data(int fd, uint64_t at, uint64_t end);
 
 /* The sum of what an area of a file holds. buf: SM_SNAP_CHUNK_BYTES. */
 #define SM_SNAP_CHUNK_BYTES (1u << 20)
-int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum);
+int sm_snap_sum(int fd, const struct sm_snap_area *a, uint8_t *buf, uint32_t *sum,
+                struct sm_snap_progress *progress);
+/* So many bytes are done; progress may be NULL. */
+void sm_snap_did(struct sm_snap_progress *progress, uint64_t bytes);
+/* What all areas of a file come to. */
+uint64_t sm_snap_area_bytes(const struct sm_snap *snap);
 
 /* Pages [page, page + n) of an area of RAM as the newest file of a chain has them. */
 int sm_snap_gather(struct sm_snap *const *links, unsigned count, unsigned area, uint64_t page,

@@ -57,3 +57,25 @@ int sm_snap_gather(struct sm_snap *const *links, unsigned count, unsigned area, 
     }
     return 0;
 }
+
+#define TELL_BYTES (16u << 20)
+
+void sm_snap_did(struct sm_snap_progress *p, uint64_t bytes)
+{
+    if (!p)
+        return;
+    p->done_bytes += bytes;
+    if (p->done_bytes - p->told_bytes >= TELL_BYTES || p->done_bytes == p->total_bytes) {
+        p->told_bytes = p->done_bytes;
+        p->tell(p);
+    }
+}
+
+uint64_t sm_snap_area_bytes(const struct sm_snap *snap)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < snap->area_count; i++)
+        bytes += snap->areas[i].len_bytes;
+    return bytes;
+}

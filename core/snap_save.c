@@ -524,7 +524,7 @@ static int sum_areas(struct sm_snap_writer *w)
                                                            .len_bytes = w->blobs.list[i].len_bytes,
                                                            .offset = w->blobs.list[i].offset };
     for (unsigned i = 0; !err && i < w->area_count; i++)
-        err = sm_snap_sum(w->fd, &w->areas[i], buf, &w->areas[i].sum);
+        err = sm_snap_sum(w->fd, &w->areas[i], buf, &w->areas[i].sum, NULL);
     free(buf);
     return err;
 }

@@ -284,7 +284,7 @@ int sm_working_set_verify(struct sm_working_set *set)
                                 .offset = data_offset(&set->header) };
     uint8_t *buf = malloc(SM_SNAP_CHUNK_BYTES);
     uint32_t sum;
-    int err = buf ? sm_snap_sum(set->fd, &all, buf, &sum) : -ENOMEM;
+    int err = buf ? sm_snap_sum(set->fd, &all, buf, &sum, NULL) : -ENOMEM;
 
     free(buf);
     if (err)

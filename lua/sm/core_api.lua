@@ -54,10 +54,11 @@ function core.request(id, name, ...) end
 --- cpus, created_ns, ram_bytes, file_bytes, meta.
 ---@param path string
 ---@param verify boolean? check every byte
+---@param progress (fun(done: integer, total: integer))? bytes
 ---@return table? info
 ---@return string? err
 ---@return integer? errno
-function core.snapshot(path, verify) end
+function core.snapshot(path, verify, progress) end
 
 --- Lock a file's descriptor, or let go. Never waits: EAGAIN when another holds it.
 ---@param fd integer
@@ -114,10 +115,11 @@ function core.redirect(fd, target) end
 --- Make one snapshot of a chain, with the id of the last. Blocks while it reads all.
 ---@param paths string[] from the one that is no diff on
 ---@param out string an empty file
+---@param progress (fun(done: integer, total: integer))? bytes
 ---@return true? ok
 ---@return string? err
 ---@return integer? errno
-function core.flatten(paths, out) end
+function core.flatten(paths, out, progress) end
 
 --- Write the pages that a copy of the last snapshot of a chain has touched.
 ---@param paths string[]

@@ -92,14 +92,15 @@ end
 ---@param path string
 ---@param name string? for errors
 ---@param verify boolean?
+---@param progress (fun(done: integer, total: integer))? bytes, while it is verified
 ---@return sm.Snapshot?
 ---@return string? err
-function M.read(path, name, verify)
+function M.read(path, name, verify, progress)
     core = core or require "sm.core"
     if not name and folder(path) == M.dir() then
         name = path:match("([^/.][^/]*)" .. SUFFIX:gsub("%.", "%%.") .. "$")
     end
-    local info, why = core.snapshot(path, verify or false)
+    local info, why = core.snapshot(path, verify or false, progress)
     if not info then
         return nil, "snapshot " .. (name and why:gsub("^.-: ", name .. ": ", 1) or why)
     end
@@ -279,9 +280,10 @@ end
 --- while it reads.
 ---@param snapshot sm.Snapshot
 ---@param dir string
+---@param progress (fun(done: integer, total: integer))? bytes
 ---@return sm.Lock?
 ---@return string? err
-function M.flat_copy(snapshot, dir)
+function M.flat_copy(snapshot, dir, progress)
     local chain, err = M.chain(snapshot)
     if not chain then
         return nil, err
@@ -291,7 +293,7 @@ function M.flat_copy(snapshot, dir)
     if not held then
         return nil, "snapshot: " .. err
     end
-    local ok, why = core.flatten(M.paths(chain), held.path)
+    local ok, why = core.flatten(M.paths(chain), held.path, progress)
     if not ok then
         held:remove()
         return nil, ("%s: %s"):format(tostring(snapshot), why)
@@ -303,15 +305,16 @@ end
 --- left alone. Diffs over it are diffs over it still. Blocks while it reads. Yields.
 ---@async
 ---@param what sm.Snapshot|string
+---@param progress (fun(done: integer, total: integer))? bytes
 ---@return sm.Snapshot?
 ---@return string? err
-function M.flatten(what)
+function M.flatten(what, progress)
     local snapshot, err = M.get(what)
     if not snapshot or not snapshot.parent then
         return snapshot, err
     end
     local held
-    held, err = M.flat_copy(snapshot, folder(snapshot.path))
+    held, err = M.flat_copy(snapshot, folder(snapshot.path), progress)
     if not held then
         return nil, err
     end
@@ -332,12 +335,13 @@ end
 --- Whether memory and disks in the file are what was written. Blocks while it
 --- reads them.
 ---@param what sm.Snapshot|string
+---@param progress (fun(done: integer, total: integer))? bytes
 ---@return true?
 ---@return string? err
-function M.verify(what)
+function M.verify(what, progress)
     local snapshot, err = M.get(what)
     if snapshot then
-        snapshot, err = M.read(snapshot.path, snapshot.name, true)
+        snapshot, err = M.read(snapshot.path, snapshot.name, true, progress)
     end
     if not snapshot then
         return nil, err

@@ -159,13 +159,13 @@ static void flatten(struct sm_snap *parent, struct sm_snap *snap)
     char why[400] = "";
     int fd = memfd_create("flat", MFD_CLOEXEC);
 
-    if (sm_snap_flatten(links, 2, fd, why, sizeof(why))) {
+    if (sm_snap_flatten(links, 2, fd, NULL, why, sizeof(why))) {
         if (!why[0] || strchr(why, '\n'))
             abort();
         close(fd);
         return;
     }
-    if (sm_snap_open(fd, &flat, why, sizeof(why)) || sm_snap_verify(flat, why, sizeof(why)))
+    if (sm_snap_open(fd, &flat, why, sizeof(why)) || sm_snap_verify(flat, NULL, why, sizeof(why)))
         abort();
     sm_snap_close(flat);
 }

@@ -6,8 +6,10 @@
 package.cpath = package.cpath:gsub("([^;]*build/)%?%.so", "%1fake/?.so;%1?.so")
 
 local capture = require "sm.capture"
+local child = require "support.child"
 local image = require "sm.image"
 local images = require "support.images"
+local loop = require "sm.loop"
 local saved = require "support.saved"
 local shell = require "support.shell"
 local snapshot = require "sm.snapshot"
@@ -124,5 +126,72 @@ describe("a snapshot in an archive", function()
         made, err = snapshots.export("x", dir .. "/no/folder/x.tar")
         assert.is_nil(made)
         assert.matches("no/folder", err)
+    end)
+
+    it("is whole or not there, whenever who writes or takes it in is killed", function()
+        math.randomseed(5)
+        local rounds = tonumber(os.getenv "SM_SPEC_KILLS") or 8
+        local exported, imported = 0, 0
+        local function run(code, milliseconds)
+            loop.run(function()
+                local other = child.lua(code)
+                other:expect "begun"
+                if milliseconds then
+                    loop.sleep(milliseconds / 1000)
+                    other:kill()
+                end
+                local status = other:wait()
+                assert(milliseconds or status == 0)
+            end)
+        end
+        local export = ([[package.cpath = %q
+            print "begun" io.stdout:flush()
+            assert(require "sm.snapshot_archive".export("d", %q))]]):format(package.cpath, file)
+        local import = ([[package.cpath = %q
+            print "begun" io.stdout:flush()
+            assert(require "sm.snapshot_archive".import(%q, "x"))]]):format(package.cpath, dir .. "/good.tar")
+        local function length(code) -- of its work, in milliseconds
+            local began = uv.hrtime()
+            run(code)
+            return (uv.hrtime() - began) // 1000000
+        end
+        local export_ms = length(export)
+        os.rename(file, dir .. "/good.tar")
+        on "there"
+        local import_ms = length(import)
+        assert(snapshot.remove "x")
+        local good = shell.run(("sha256sum < %s"):format(q(dir .. "/good.tar")))
+        for _ = 1, rounds do
+            on "here"
+            run(export, math.random(0, export_ms))
+            if uv.fs_stat(file) then
+                exported = exported + 1
+                assert.equal(good, shell.run(("sha256sum < %s"):format(q(file))))
+                os.remove(file)
+            end
+            on "there"
+            run(import, math.random(0, import_ms))
+            local list, damaged = snapshot.list()
+            assert.same({}, damaged)
+            for _, one in ipairs(list) do
+                imported = imported + 1
+                assert.is_true(snapshot.verify(one))
+                assert.truthy(assert(store.open()):image(digest))
+                assert(snapshot.remove(one))
+            end
+            assert.same({}, image.verify {}.problems)
+        end
+        -- Nobody in the way of who comes next, and nothing is left then.
+        on "here"
+        run(export)
+        assert.equal(good, shell.run(("sha256sum < %s"):format(q(file))))
+        assert.equal("b.sms d.sms\n", shell.run(("cd %s && echo $(ls -A)"):format(q(snapshot.dir()))))
+        assert.is_nil(uv.fs_stat(file .. ".part"))
+        on "there"
+        run(import)
+        assert.is_true(snapshot.verify "x")
+        assert.equal("x.sms\n", shell.run(("cd %s && echo $(ls -A)"):format(q(snapshot.dir()))))
+        assert.equal("", shell.run(("ls -A %s/there/sm/images/tmp 2>/dev/null || true"):format(q(dir))))
+        assert.is_true(exported + imported < 2 * rounds) -- some were killed in time
     end)
 end)

@@ -187,6 +187,47 @@ describe("snapshots on the disk", function()
         assert.equal("snapshot last: there is one of that name", err)
     end)
 
+    it("say that the disk is full, and leave nothing half-made", function()
+        if not os.execute(("mount -t tmpfs -o size=1200k sm-spec %s 2>/dev/null"):format(snapshot.dir())) then
+            pending("needs to mount a tmpfs")
+            return
+        end
+        local ok, why = pcall(function()
+            local function only(...)
+                local names = {}
+                for name in uv.fs_scandir_next, assert(uv.fs_scandir(snapshot.dir())) do
+                    names[#names + 1] = name
+                end
+                table.sort(names)
+                assert.same({ ... }, names)
+            end
+            local vm = saved.machine()
+            local _ <close> = vm.parts.worker
+            local function full(got, err)
+                assert.is_nil(got)
+                assert.matches("No space left on device", err)
+                assert.is_nil(err:find "\n")
+            end
+            assert(capture.create(vm, { name = "fits", diff = true }))
+            assert(vm.parts.worker:write(0x180000, "changed"))
+            full(capture.create(vm, { name = "whole" }))
+            full(capture.create(vm, { name = "live", live = true }))
+            only "fits.sms"
+            local diff = assert(capture.create(vm, { name = "small", diff = true }))
+            full(snapshot.flatten(diff))
+            only("fits.sms", "small.sms")
+            assert.is_true(snapshot.verify "fits")
+            assert.is_true(snapshot.verify "small")
+            -- The machine goes on, and there is room again.
+            shell.run { "mount", "-o", "remount,size=8m", snapshot.dir() }
+            assert(capture.create(vm, { name = "whole" }))
+            assert(snapshot.flatten(diff))
+            assert.is_true(snapshot.verify "small")
+        end)
+        shell.run { "umount", snapshot.dir() }
+        assert.is_true(ok, why)
+    end)
+
     describe("as diffs", function()
         local vm
 
@@ -282,6 +323,19 @@ describe("snapshots on the disk", function()
             assert(snapshot.remove "d1")
             assert.equal("d2", memory_of("d2", PAGE))
             assert.equal("d1", memory_of("d2", PAGE + 0x2000))
+        end)
+
+        it("tell how far verify and flatten are", function()
+            for _, act in ipairs { snapshot.verify, snapshot.flatten } do
+                local last, of = 0, nil
+                assert(act("d2", function(done, total)
+                    assert.is_true(done > last and done <= total)
+                    last, of = done, total
+                    error "of its own, which stops nothing"
+                end))
+                assert.equal(of, last)
+                assert.is_true(last >= 2 << 20)
+            end
         end)
 
         it("are left alone by a flatten that fails", function()

@@ -2,9 +2,10 @@
 --
 -- A machine under load is saved and goes on as a copy of itself, again and
 -- again: each cycle the copy takes the place of its source. After each, every
--- worker in the guest must still make progress, files that were written must
--- read back as they were summed, and the nonce of the first boot, which lives
--- in a process's memory alone, must still be told.
+-- worker in the guest must still make progress (CPU, disk, timers and signals at
+-- 1 kHz, vector registers: load.c), files that were written must read back as they
+-- were summed, and the nonce of the first boot, which lives in a process's memory
+-- alone, must still be told.
 --
 --   sm spec/soak/snapshot.lua IMAGE CPUS CYCLES
 
@@ -28,10 +29,10 @@ local LOAD = [[
     done
     (i=0; while :; do
         head -c 200000 /dev/urandom > /blob && sha256sum /blob > /sum && sync
-        sha256sum -c /sum >/dev/null 2>&1 || echo bad > /dev/shm/bad
+        sha256sum -c /sum >/dev/null 2>&1 || echo "a file did not read back" >> /dev/shm/bad
         i=$((i+1)); say disk
     done) >/dev/null 2>&1 </dev/null &
-    (i=0; while :; do sleep 0.01; i=$((i+1)); say timer; done) >/dev/null 2>&1 </dev/null &
+    /root/load $nonce </dev/null >/dev/null 2>&1
 ]]
 
 local CHECK = [[
@@ -43,13 +44,17 @@ local CHECK = [[
         while ! [ -s $f ]; do sleep 0.05; n=$((n+1)); [ $n -lt 4000 ] || { echo "$f stands still" >&2; exit 1; }; done
         [ "$(cut -d' ' -f1 $f)" = $nonce ] || { echo "$f has another nonce" >&2; exit 1; }
     done
-    [ ! -e /dev/shm/bad ] || { echo "a file did not read back" >&2; exit 1; }
+    [ ! -e /dev/shm/bad ] || { cat /dev/shm/bad >&2; exit 1; }
     ! dmesg | grep -E 'BUG:|Oops|general protection|I/O error' >&2
     echo $nonce
 ]]
 
 local vm = assert(sm.start(image, { cpus = cpus, memory = "128M", disk = "1G" }))
-sh(vm, LOAD:format(cpus) .. "while ! [ -s /dev/shm/spin.disk ]; do sleep 0.1; done")
+do
+    local f <close> = assert(io.open("build/guest/load", "rb"))
+    assert(vm:write_file("/root/load", f:read "a", { mode = tonumber("755", 8) }))
+end
+sh(vm, LOAD:format(cpus) .. "for f in disk vectors khz signals; do while ! [ -s /dev/shm/spin.$f ]; do sleep 0.1; done; done")
 local nonce = sh(vm, "cat /dev/shm/nonce")
 for cycle = 1, cycles do
     local snapshot = assert(vm:snapshot { path = path })

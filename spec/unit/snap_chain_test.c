@@ -169,7 +169,7 @@ static void a_diff_holds_what_was_written_and_no_more(void)
         own += sm_snap_bit(snaps[1]->area_pages[0], page);
     CHECK(own >= 2 && own <= 8); /* and what the machine itself wrote, its generation id */
     CHECK(sm_snap_bit(snaps[1]->area_pages[0], 0x200000 / RIG_PAGE));
-    CHECK_EQ(sm_snap_verify(snaps[1], NULL, 0), 0);
+    CHECK_EQ(sm_snap_verify(snaps[1], NULL, NULL, 0), 0);
     close_all(snaps, n);
     forget(&f);
 }
@@ -304,7 +304,7 @@ static int flatten(const struct files *f, char *why, size_t len, int *err)
     unsigned n = open_all(f, snaps);
     int fd = memfd_create("flat", MFD_CLOEXEC);
 
-    *err = sm_snap_flatten(snaps, n, fd, why, len);
+    *err = sm_snap_flatten(snaps, n, fd, NULL, why, len);
     close_all(snaps, n);
     return fd;
 }
@@ -324,7 +324,7 @@ static void one_file_stands_for_the_chain(void)
     CHECK(!snap->info.diff);
     CHECK_EQ(snap->info.version, 1);
     CHECK(memcmp(snap->info.id, leaf->info.id, SM_SNAP_ID_BYTES) == 0);
-    CHECK_EQ(sm_snap_verify(snap, why, sizeof(why)), 0);
+    CHECK_EQ(sm_snap_verify(snap, NULL, why, sizeof(why)), 0);
     sm_snap_close(snap);
     sm_snap_close(leaf);
     vm = load(&flat, false, why, sizeof(why));

@@ -63,7 +63,7 @@ static struct sm_vm *load(int fd)
     struct sm_snap *snap = NULL;
 
     CHECK_EQ(sm_snap_open(fcntl(fd, F_DUPFD_CLOEXEC, 0), &snap, NULL, 0), 0);
-    CHECK_EQ(sm_snap_verify(snap, NULL, 0), 0);
+    CHECK_EQ(sm_snap_verify(snap, NULL, NULL, 0), 0);
     CHECK_EQ(sm_snap_load(snap, vm, &how, NULL, 0), 0);
     sm_snap_close(snap);
     return vm;

@@ -199,7 +199,7 @@ static void it_says_what_it_is(void)
     CHECK_EQ(sm_snap_info(snap)->ram_bytes, MEMORY);
     CHECK_EQ(strcmp(sm_snap_info(snap)->fingerprint, "fake"), 0);
     CHECK(memcmp(sm_snap_meta(snap, &len), "{\"a\":1}", 7) == 0 && len == 7);
-    CHECK_EQ(sm_snap_verify(snap, NULL, 0), 0);
+    CHECK_EQ(sm_snap_verify(snap, NULL, NULL, 0), 0);
     sm_snap_close(snap);
     sm_vm_destroy(vm);
 }
@@ -398,11 +398,11 @@ static void damaged_memory_is_found_by_verify(void)
     CHECK_EQ(sm_snap_open(fcntl(fd, F_DUPFD_CLOEXEC, 0), &snap, NULL, 0), 0);
     for (unsigned i = 0; i < 3; i++) {
         p[at[i]] ^= 1;
-        CHECK_EQ(sm_snap_verify(snap, why, sizeof(why)), -EBADMSG);
+        CHECK_EQ(sm_snap_verify(snap, NULL, why, sizeof(why)), -EBADMSG);
         CHECK(strstr(why, i == 2 ? "a disk in it" : "its memory") != NULL);
         p[at[i]] ^= 1;
     }
-    CHECK_EQ(sm_snap_verify(snap, NULL, 0), 0);
+    CHECK_EQ(sm_snap_verify(snap, NULL, NULL, 0), 0);
     sm_snap_close(snap);
     munmap(p, len);
     sm_vm_destroy(vm);

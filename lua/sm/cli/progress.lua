@@ -40,7 +40,7 @@ function M.new(opts)
         return nil, ("--progress %s: expected auto, plain, json or none"):format(how)
     end
     local self = setmetatable({ order = {}, by = {}, drawn = 0 }, Progress)
-    self.json = how == "json"
+    self.json, self.plain = how == "json", how == "plain"
     self.quiet = how == "none" or (opts.quiet and not self.json)
     self.tty = how == "auto" and not self.quiet and uv.guess_handle(2) == "tty"
     return self
@@ -142,6 +142,19 @@ function Progress:event(e)
         self:draw()
     elseif finished then
         io.stderr:write(line(l), "\n")
+    end
+end
+
+--- For what is one long thing: a function that is told how far it is, in bytes. Its end
+--- alone is worth no line, unless they were asked for.
+---@param name string
+---@return fun(done: integer, total: integer)?
+function Progress:meter(name)
+    if not self.tty and not self.json and not self.plain then
+        return nil
+    end
+    return function(done, total)
+        self:event { type = "layer", digest = name, phase = done < total and "read" or "done", now = done, total = total }
     end
 end
 

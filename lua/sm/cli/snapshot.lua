@@ -95,16 +95,30 @@ local function each(names, what, act)
     return vms.each(names, act)
 end
 
+-- The same for what takes its time.
+local function each_told(o, names, what, act)
+    local bars, err = progress.new(o)
+    if not bars then
+        return nil, ("snapshot %s: %s"):format(what, err)
+    end
+    local code
+    code, err = each(names, what, function(name)
+        return act(name, bars:meter(name))
+    end)
+    bars:finish()
+    return code, err
+end
+
 function verbs.rm(_, ...)
     return each({ ... }, "rm", sm.snapshot.remove)
 end
 
-function verbs.verify(_, ...)
-    return each({ ... }, "verify", sm.snapshot.verify)
+function verbs.verify(o, ...)
+    return each_told(o, { ... }, "verify", sm.snapshot.verify)
 end
 
-function verbs.flatten(_, ...)
-    return each({ ... }, "flatten", sm.snapshot.flatten)
+function verbs.flatten(o, ...)
+    return each_told(o, { ... }, "flatten", sm.snapshot.flatten)
 end
 
 function verbs.export(o, name)
