@@ -12,6 +12,7 @@
  *   early.c    first mounts, modules; root.c: root device, overlay, switch
  *   setup.c    hostname, loopback, /etc files, clock, entropy
  *   freeze.c   the workload stands still while the machine is saved
+ *   sockets.c  ends a copy's connections, which are its source's
  *   net.c      network cards; pipe.c: its program joining streams to ports
  *   frame.c request.c users.c   parsers, without state
  *
@@ -193,6 +194,7 @@ void sm_freeze_init(void);
 /* Every process but this one stands still; -ETIMEDOUT: one would not, and none does. */
 int sm_freeze(void);
 void sm_thaw(void);
+void sm_end_connections(void); /* sockets.c */
 
 /* early.c, root.c, setup.c: only in a machine */
 int sm_early_mounts(struct sm_agent *a);

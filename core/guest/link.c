@@ -169,9 +169,10 @@ void sm_boot(struct sm_agent *a, const uint8_t *data, size_t len)
 
 /*
  * A copy of a machine is told who it is: the wall clock before all else, for
- * where nothing could be frozen what ran when it was copied runs already; then fresh randomness, so that the
- * random numbers of two copies part ways even where the kernel cannot be told
- * of a new generation; then its names. The workload goes on after that.
+ * where nothing could be frozen what ran when it was copied runs already; then fresh
+ * randomness, so that the random numbers of two copies part ways even where the kernel
+ * cannot be told of a new generation; then its names. Its source's connections end. The
+ * workload goes on after that.
  */
 static void resume(struct sm_agent *a, const uint8_t *data, size_t len)
 {
@@ -184,6 +185,7 @@ static void resume(struct sm_agent *a, const uint8_t *data, size_t len)
             sm_setup_clock(req.clock_ns);
         sm_setup_entropy(req.entropy, req.entropy_len);
         sm_setup_identity(&req);
+        sm_end_connections();
         sm_thaw();
     }
     if (rc == 0)

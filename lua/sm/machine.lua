@@ -180,7 +180,7 @@ local function wire(w, create, devices, last)
 end
 
 -- What a stock kernel needs for a root in memory, in the order of loading.
-local NET_MODULES = { "failover.ko", "net_failover.ko", "virtio_net.ko" }
+local NET_MODULES = { "failover.ko", "net_failover.ko", "virtio_net.ko", "inet_diag.ko", "tcp_diag.ko" }
 local PMEM_MODULES = { "libnvdimm.ko", "nd_btt.ko", "nd_pmem.ko", "nd_virtio.ko", "virtio_pmem.ko" }
 
 -- The drivers that go into the initramfs, or nil and why there are none.

@@ -1,8 +1,9 @@
 -- SPDX-License-Identifier: Apache-2.0
 --
 -- A machine that was booted to its init is saved by sm and by QEMU (a migration
--- into a file), and each of them makes it again RUNS times, in turn: from the
--- start of a process to a guest that runs, and to the first letter it says. The
+-- into a file) RUNS times, whole and while it runs (how long does it stand still?), and
+-- each of them makes it again RUNS times, in turn: from the start of a process to a
+-- guest that runs, and to the first letter it says. The
 -- saved machines and sm itself lie in $XDG_RUNTIME_DIR, a tmpfs: in the lab the
 -- tree is on a 9p that caches nothing, which QEMU's program is not. In the counting
 -- lab a nanosecond is an instruction.
@@ -53,6 +54,12 @@ local kernel, initrd, runs = arg[1], arg[2], tonumber(arg[3] or 5)
 local dir = assert(uv.fs_mkdtemp((os.getenv "XDG_RUNTIME_DIR" or "/tmp") .. "/bench-XXXXXX"))
 local saved = { sm = dir .. "/sm.sms", qemu = dir .. "/qemu.state" }
 
+local function stands_still(fn)
+    local began = uv.hrtime()
+    fn()
+    return uv.hrtime() - began
+end
+
 local function save_sm()
     local w = assert(worker.spawn { name = "bench" })
     assert(w:call("vm.create", { cpus = 1, memory = MEMORY }))
@@ -60,9 +67,28 @@ local function save_sm()
     assert(w:call("kernel.load", { kernel = kernel, initrd = initrd, cmdline = CMDLINE }))
     assert(w:call("vm.start", {}))
     hear(w, "init at .*t")
-    assert(w:call("vm.pause", {}))
-    assert(w:call("snapshot.save", { path = saved.sm, meta = "", sync = false }))
+    local whole, live = {}, {}
+    for i = 1, runs do
+        os.remove(saved.sm)
+        assert(w:call("snapshot.begin", { path = saved.sm, live = true }))
+        repeat
+            local left = assert(w:call("snapshot.copy", {}))
+        until left == 0
+        live[i] = stands_still(function()
+            assert(w:call("vm.pause", {}))
+            assert(w:call("snapshot.capture", {}))
+            assert(w:call("vm.resume", {}))
+        end)
+        assert(w:call("snapshot.finish", { meta = "", sync = false }))
+        os.remove(saved.sm)
+        whole[i] = stands_still(function()
+            assert(w:call("vm.pause", {}))
+            assert(w:call("snapshot.save", { path = saved.sm, meta = "", sync = false }))
+            assert(w:call("vm.resume", {}))
+        end)
+    end
     w:close()
+    return whole, live
 end
 
 -- ------------------------------------------------------------- processes
@@ -172,16 +198,32 @@ local function save_qemu()
     local process, path = qemu()
     process.wait(says "init at .*t")
     local m = monitor(path)
-    m.tell "stop"
     m.tell("migrate-set-parameters", { ["max-bandwidth"] = 1 << 40 }) -- none of the waiting it is made for
-    m.tell("migrate", { uri = "exec:cat > " .. saved.qemu })
-    repeat
-        loop.sleep(0.002)
-        local status = m.tell "query-migrate"
-        assert(not status:find '"failed"', status)
-    until status:find '"completed"'
+    local function migrate()
+        local status
+        m.tell("migrate", { uri = "exec:cat > " .. saved.qemu })
+        repeat
+            loop.sleep(0.002)
+            status = m.tell "query-migrate"
+            assert(not status:find '"failed"', status)
+        until status:find '"completed"'
+        return status
+    end
+    local whole, live = {}, {}
+    for i = 1, runs do
+        live[i] = tonumber(migrate():match '"downtime": *(%d+)') * 1000000 -- its own word, in ms
+        m.tell "cont"
+        whole[i] = stands_still(function()
+            m.tell "stop"
+            migrate()
+            m.tell "cont"
+        end)
+    end
+    m.tell "stop"
+    migrate() -- as the copies expect it
     m.tell "quit"
     process.wait(gone)
+    return whole, live
 end
 
 -- The source was stopped, so the copy has to be told to go on.
@@ -217,18 +259,20 @@ local function median(list)
     return list[(#list + 1) // 2]
 end
 
-save_sm()
-save_qemu()
+local sm_whole, sm_live = save_sm()
+local qemu_whole, qemu_live = save_qemu()
 install()
 local running, speaks = { sm = {}, qemu = {} }, { sm = {}, qemu = {} }
 for i = 1, runs do
     running.sm[i], speaks.sm[i] = again_sm()
     running.qemu[i], speaks.qemu[i] = again_qemu()
 end
-print(("%-44s %12s %12s %8s"):format("a 256 MiB machine again, median of " .. runs, "sm", "QEMU", "ratio"))
+print(("%-44s %12s %12s %8s"):format("a 256 MiB machine, median of " .. runs, "sm", "QEMU", "ratio"))
 local function row(what, a, b)
     print(("%-44s %12.0f %12.0f %8.3f"):format(what .. ", us", a / 1000, b / 1000, a / b))
 end
+row("stands still while saved whole", median(sm_whole), median(qemu_whole))
+row("… copied while it runs", median(sm_live), median(qemu_live))
 row("start of the process to a guest that runs", median(running.sm), median(running.qemu))
 row("… to its first letter", median(speaks.sm), median(speaks.qemu))
 os.execute("rm -rf " .. dir)
