@@ -2,8 +2,7 @@
 --
 -- How long a 512 MiB machine stands still while it is saved, whole, copied while it
 -- runs, and as a diff, with 128 MiB of its memory full of random bytes and a program
--- that goes on writing; then what ten forks take, and what an idle copy has in memory
--- of its own.
+-- that goes on writing; then what ten forks take.
 --
 --   sm spec/bench/pause.lua IMAGE
 
@@ -19,22 +18,6 @@ end
 
 sh [[dd if=/dev/urandom of=/dev/shm/ballast bs=1M count=128
     (while :; do dd if=/dev/urandom of=/dev/shm/scratch bs=4k count=64; done) >/dev/null 2>&1 </dev/null &]]
-
--- KiB that a process has written itself: over a snapshot's file, and elsewhere.
-local function private(pid)
-    local guest, rest, over = 0, 0, false
-    for line in io.lines(("/proc/%d/smaps"):format(pid)) do
-        local kib = line:match "^Private_Dirty: +(%d+)"
-        if line:find "^%x+%-%x+ " then
-            over = line:find("%.sms") ~= nil
-        elseif kib and over then
-            guest = guest + kib
-        elseif kib then
-            rest = rest + kib
-        end
-    end
-    return guest, rest
-end
 
 local made = {}
 local function save(what, opts)
@@ -59,8 +42,6 @@ print(("live / whole %.3f, diff / whole %.3f"):format(live / whole, diff / whole
 local began = sm.loop.now()
 local kids = assert(vm:fork(10))
 print(("%-44s %9.1f ms"):format("ten forks, each of them answers", (sm.loop.now() - began) * 1000))
-local guest, worker = private(kids[1].parts.worker:pid())
-print(("an idle copy: %.2f MiB of guest memory of its own, its worker %.2f MiB more"):format(guest / 1024, worker / 1024))
 for _, kid in ipairs(kids) do
     kid:close()
 end

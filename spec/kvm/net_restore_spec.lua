@@ -42,7 +42,8 @@ describe("the network of a copy", function()
             -- Those that read from outside, and one over the loopback, whose both ends are copied.
             sh(vm, ([[
                 mkdir -p /www /tmp/n; echo it works >/www/index.html; httpd -p 8080 -h /www
-                hold() { (sleep 100000 | nc $2 $3 >/tmp/n/$1.got; echo $? >/tmp/n/$1.ended) >/dev/null 2>&1 </dev/null & }
+                mkfifo /tmp/n/mute # says nothing, and does not end
+                hold() { (nc $2 $3 0<>/tmp/n/mute >/tmp/n/$1.got; echo $? >/tmp/n/$1.ended) >/dev/null 2>&1 </dev/null & }
                 (nc -l -p 99 -e sh -c 'while ! [ -e /tmp/n/go ]; do sleep 0.1; done; echo word') >/dev/null 2>&1 </dev/null &
                 hold out 10.0.2.2 %d
                 hold six fd00:736d::2 %d
@@ -66,7 +67,7 @@ describe("the network of a copy", function()
                     while ! [ -s /tmp/n/in.got ]; do sleep 0.1; done; cat /tmp/n/in.got]]))
                 -- Those who come are served, those who go are let.
                 assert.matches("it works", (assert(net.ask("127.0.0.1", other, "GET /index.html HTTP/1.0\r\n\r\n", 60))))
-                sh(copy, ("(sleep 5 | nc 10.0.2.2 %d >/tmp/n/again) & while ! [ -s /tmp/n/again ]; do sleep 0.1; done"):format(port))
+                sh(copy, ("(nc 10.0.2.2 %d 0<>/tmp/n/mute >/tmp/n/again) </dev/null >/dev/null 2>&1 & while ! [ -s /tmp/n/again ]; do sleep 0.1; done"):format(port))
             end
             -- The source heard nothing of all that.
             assert.equal("", sh(vm, "cat /tmp/n/out.ended 2>/dev/null || true"))
@@ -74,7 +75,7 @@ describe("the network of a copy", function()
             sh(vm, "while ! grep -q 'first second' /tmp/n/out.got; do sleep 0.1; done")
             assert.matches("it works", (assert(net.ask("127.0.0.1", web, "GET /index.html HTTP/1.0\r\n\r\n", 60))))
             os.remove(path)
-            os.remove(path:gsub("%.sms$", ".sms.set"))
+            os.remove((path:gsub("%.sms$", ".sms.set")))
         end)
     end
 end)

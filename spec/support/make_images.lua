@@ -6,6 +6,7 @@
 --   one, multi   see support/images.lua
 --   static       a single static binary, no shell, no /etc
 --   wide         `multi` with 24 MiB of noise in one file and 1 MiB in 256
+--   serve        `one` with nginx (configured, pages in /www), wrk and iperf3
 --   config       `one` with Entrypoint, Cmd, Env, User and WorkingDir set
 --
 -- Beside them, DIR/one.tar: `one` as `docker save` has it, named one:v1; and
@@ -54,4 +55,23 @@ for tag in multi wide; do
     (cd b-$tag/rootfs && find . -type f -print0 | sort -z | xargs -0 sha256sum) > %s/$tag.sums
 done
 ]]):format(q(work), q(dir), q(dir), q(dir)))
+shell.run(([[
+set -e
+cd %s
+mkdir -p serve/etc/nginx serve/run serve/www serve/var/lib/nginx serve/var/log/nginx serve/usr/share/nginx
+for p in nginx wrk iperf3; do
+    cp --parents -L "$(command -v $p)" serve/
+    ldd "$(command -v $p)" | grep -o '/[^ ]*' | xargs -I '{}' cp --parents -L '{}' serve/
+done
+seq 1000 > serve/www/page
+cat > serve/etc/nginx/nginx.conf <<'C'
+user root;
+worker_processes 1;
+error_log stderr crit;
+events { }
+http { access_log off; server { listen 80 backlog=1024; listen [::]:80 backlog=1024; root /www; } }
+C
+tar --owner=0 --group=0 --numeric-owner --mtime=@0 --sort=name -cf serve.tar -C serve .
+umoci raw add-layer --image %s:one --tag serve serve.tar
+]]):format(q(work), q(dir)))
 shell.remove(work)
