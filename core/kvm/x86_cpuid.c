@@ -24,8 +24,11 @@
 
 #include <asm/kvm_para.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../crc32c.h"
 
 #define CPUID_MAX 256
 #define LEAF_KVM_FEATURES (KVM_CPUID_SIGNATURE | 1)
@@ -226,4 +229,58 @@ int sm_kvm_cpuid_set(struct sm_hv_vcpu *vcpu, unsigned cpus)
     err = sm_kvm_ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid);
     free(cpuid);
     return err;
+}
+
+/* ---- the fingerprint ---- */
+
+/* Fields that say which CPU answered, not what CPUs there are. */
+static void mask_identity(struct kvm_cpuid_entry2 *e)
+{
+    switch (e->function) {
+    case 1:
+        e->ebx &= 0xffff; /* APIC id, logical CPUs */
+        e->ecx &= ~(1u << 27); /* OSXSAVE: of the host's control register */
+        break;
+    case 7:
+        e->ecx &= ~(1u << 4); /* OSPKE, likewise */
+        break;
+    case 0xb:
+    case 0x1f:
+    case 0x8000001e:
+        e->eax = e->ebx = e->ecx = e->edx = 0;
+        break;
+    case 0xd:
+        if (e->index <= 1)
+            e->ebx = 0; /* size for what is enabled now */
+        break;
+    default:
+        break;
+    }
+}
+
+int sm_hv_fingerprint(struct sm_hv *hv, char *buf, size_t len)
+{
+    uint32_t sum = 0, signature = 0, family, model;
+    char vendor[13] = "unknown";
+
+    for (unsigned i = 0; i < hv->cpuid->nent; i++) {
+        struct kvm_cpuid_entry2 e = hv->cpuid->entries[i];
+
+        if (e.function == 0) {
+            memcpy(vendor, &e.ebx, 4);
+            memcpy(vendor + 4, &e.edx, 4);
+            memcpy(vendor + 8, &e.ecx, 4);
+        }
+        if (e.function == 1)
+            signature = e.eax;
+        mask_identity(&e);
+        sum = sm_sum_add(sum, (uint64_t)e.function << 32 | e.index, &e.eax, 16);
+    }
+    family = signature >> 8 & 15;
+    model = (signature >> 4 & 15) | (signature >> 12 & 0xf0);
+    if (family == 15)
+        family += signature >> 20 & 0xff;
+    snprintf(buf, len, "kvm %s family %u model %u stepping %u cpuid %08x", vendor, family, model,
+             signature & 15, sum);
+    return 0;
 }

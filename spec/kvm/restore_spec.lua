@@ -2,8 +2,11 @@
 --
 -- Restores that other VMMs got wrong. What the catalogue of their bugs comes to here:
 --
---   deadline timers lost or early (MSR order, a deadline of 0, stale CPUID in the second
---   generation), paravirtual MSRs and clocks, lost kicks, disk requests in flight, I/O
+--   deadline timers lost or early (MSR order, a deadline of 0), stale CPUID in the second
+--   generation, a TSC that KVM ignores or that vCPUs do not share, large XSAVE areas,
+--   another frequency, what reading the MP state changes
+--                                                   spec/unit/kvm_state_test.c
+--   the same, paravirtual MSRs and clocks, lost kicks, disk requests in flight, I/O
 --   that never completes, vsock streams that hang   the cycles below, under load; also
 --                                                   with 1 to 8 vCPUs in the soak
 --   a save before the guest has set its interrupts up   "in the middle of its boot"
@@ -11,6 +14,7 @@
 --   file it runs from                                spec/unit/snap_test.c, snap_chain_test.c
 --   clocks that jump, or stay behind                 snapshot_clock_spec.lua
 --   twins (generation id, randomness, identity)      snapshot_spec.lua
+--   TCP connections of the source that a copy waits on   net_restore_spec.lua
 --
 -- Asynchronous page faults are not offered to guests, tap networks are not copied and
 -- memory is not restored by userfaultfd, so that their bugs cannot be had.
