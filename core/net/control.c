@@ -270,6 +270,8 @@ static int open_nic(struct sm_control *c, const struct sm_msg_reader *args, stru
 {
     char type[16], peer[256], capture[512];
     int err = get_policy(c, args, nic);
+    struct sm_pcap *pcap;
+    uint32_t id;
 
     if (err)
         return err;
@@ -283,7 +285,8 @@ static int open_nic(struct sm_control *c, const struct sm_msg_reader *args, stru
     nic->arg = c;
     find_own(&nic->policy);
     get_text(args, "pcap", capture, sizeof(capture));
-    err = capture[0] ? sm_pcap_open(capture, &nic->pcap) : 0;
+    err = capture[0] ? sm_pcap_open(capture, &pcap) : 0;
+    err = err || !capture[0] ? err : sm_captures_add(&nic->captures, pcap, &id);
     if (err)
         return fail(c, err, "pcap %s: %s", capture, strerror(-err));
     get_text(args, "type", type, sizeof(type));
@@ -331,6 +334,12 @@ static int net_open(struct sm_control *c, const struct sm_msg_reader *args)
 }
 
 /* ---- the others ---- */
+
+static void put_pair(struct sm_msg_writer *w, const char *key, uint64_t value)
+{
+    sm_msg_put_str(w, key);
+    sm_msg_put_uint(w, value);
+}
 
 static int net_publish(struct sm_control *c, const struct sm_msg_reader *args)
 {
@@ -398,6 +407,35 @@ static int net_decide(struct sm_control *c, const struct sm_msg_reader *args)
     return 0;
 }
 
+static int net_capture(struct sm_control *c, const struct sm_msg_reader *args)
+{
+    struct sm_nic *nic = get_nic(c, args);
+    int64_t ends = get_int(args, "capture", 0), lost;
+    struct sm_pcap *p;
+    uint32_t id = 0;
+    int err;
+
+    if (!nic)
+        return -ENOENT;
+    if (ends > 0) {
+        lost = sm_captures_end(&nic->captures, (uint32_t)ends);
+        sm_msg_put_map(&c->result, 1);
+        put_pair(&c->result, "lost", lost < 0 ? 0 : (uint64_t)lost);
+        return 0;
+    }
+    if (c->passed_fd < 0)
+        return fail(c, -EBADF, "capture: no descriptor came along");
+    err = sm_pcap_new(c->passed_fd, &p);
+    c->passed_fd = -1;
+    err = err ? err : sm_captures_add(&nic->captures, p, &id);
+    if (err)
+        return fail(c, err, "capture: %s",
+                    err == -ENOSPC ? "the card has as many as there can be" : strerror(-err));
+    sm_msg_put_map(&c->result, 1);
+    put_pair(&c->result, "capture", id);
+    return 0;
+}
+
 static int net_close(struct sm_control *c, const struct sm_msg_reader *args)
 {
     struct sm_nic *nic = get_nic(c, args);
@@ -435,12 +473,6 @@ static const char *proto_text(uint8_t proto)
 static const char *verdict_text(enum sm_verdict v)
 {
     return v == SM_PASS ? "pass" : v == SM_ASK ? "asked" : "refused";
-}
-
-static void put_pair(struct sm_msg_writer *w, const char *key, uint64_t value)
-{
-    sm_msg_put_str(w, key);
-    sm_msg_put_uint(w, value);
 }
 
 static void put_flow_keys(struct sm_msg_writer *w, const struct sm_flow *f)
@@ -544,6 +576,7 @@ int sm_control_request(struct sm_control *c, const struct sm_msg_value *name,
     } table[] = {
         { "net.open", net_open },   { "net.publish", net_publish }, { "net.ready", net_ready },
         { "net.decide", net_decide }, { "net.stats", net_stats },   { "net.close", net_close },
+        { "net.capture", net_capture },
         { "net.confine", net_confine },
     };
 

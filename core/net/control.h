@@ -5,6 +5,8 @@
  *   net.open     a card: {nic, tap}      net.publish  a port: its number
  *   net.ready    connections may come    net.decide   a flow's verdict
  *   net.stats    counters                net.close    a card
+ *   net.capture  a card's frames into the descriptor that came along: {capture}, its id;
+ *                with an id: {lost}, and no more
  *   net.confine  nothing more is opened
  *
  * Threads: one.
@@ -24,6 +26,7 @@ struct sm_control {
     struct sm_msg_writer result; /* of the request being served: it may cause events */
     uint64_t events_lost;
     void (*event)(struct sm_nic *nic, const struct sm_nic_event *e, void *arg);
+    int passed_fd; /* that came with the request being served; -1: none */
     char err[256];
 };
 

@@ -207,13 +207,12 @@ static void ask_resolver(struct sm_nic *nic, const uint8_t *frame, const struct 
 
 static void pass(struct sm_nic *nic, struct sm_net_hdr *h, uint8_t *frame, struct sm_packet *p)
 {
-    if (h->flags & SM_NET_HDR_NEEDS_CSUM && (!(nic->backend->ops->takes & SM_NET_OFFLOAD_CSUM) || nic->pcap))
+    if (h->flags & SM_NET_HDR_NEEDS_CSUM && (!(nic->backend->ops->takes & SM_NET_OFFLOAD_CSUM) || nic->captures.count))
         if (!h->gso_type || !(nic->backend->ops->takes & SM_NET_OFFLOAD_TSO4))
             sm_nic_finish_csum(h, frame, p);
     nic->out_frames++;
     nic->out_bytes += p->len;
-    if (nic->pcap)
-        sm_pcap_frame(nic->pcap, frame, p->len);
+    sm_captures_frame(&nic->captures, frame, p->len);
     nic->backend->ops->send(nic->backend, h, frame, p->len);
 }
 
@@ -301,8 +300,7 @@ void sm_nic_deliver(struct sm_nic *nic, const struct sm_net_hdr *hdr, const uint
         hold(f, hdr, frame, len);
     nic->in_frames++;
     nic->in_bytes += len;
-    if (nic->pcap)
-        sm_pcap_frame(nic->pcap, frame, len);
+    sm_captures_frame(&nic->captures, frame, len);
     sm_nic_queue(nic, hdr, frame, len);
 }
 
@@ -429,7 +427,7 @@ void sm_nic_destroy(struct sm_nic *nic)
         nic->backend->ops->destroy(nic->backend);
     sm_resolver_close(&nic->resolver);
     sm_policy_free(&nic->policy);
-    sm_pcap_close(nic->pcap);
+    sm_captures_close(&nic->captures);
     if (nic->fd >= 0)
         close(nic->fd);
     if (nic->listen_fd >= 0)
@@ -446,6 +444,7 @@ void sm_nic_fill(struct sm_nic *nic, struct sm_poll *poll)
     nic->now_ns = poll->now_ns;
     sm_nic_stream_fill(nic, poll);
     sm_resolver_fill(&nic->resolver, poll);
+    sm_captures_fill(&nic->captures, poll);
     if (nic->repeats)
         repeat(nic, poll);
     if (nic->backend)
@@ -461,6 +460,5 @@ void sm_nic_serve(struct sm_nic *nic, struct sm_poll *poll)
     if (nic->repeats)
         repeat(nic, NULL);
     sm_nic_stream_serve(nic, poll);
-    if (nic->pcap)
-        sm_pcap_flush(nic->pcap);
+    sm_captures_flush(&nic->captures);
 }

@@ -19,7 +19,7 @@
 #define SM_NET_NIC_H
 
 #include "dev/net.h"
-#include "pcap.h"
+#include "capture.h"
 #include "policy.h"
 #include "resolver.h"
 #include "round.h"
@@ -73,7 +73,7 @@ struct sm_nic {
     struct sm_policy policy;
     struct sm_resolver resolver;
     struct sm_backend *backend;
-    struct sm_pcap *pcap;
+    struct sm_captures captures;
     void (*event)(struct sm_nic *nic, const struct sm_nic_event *e, void *arg);
     void *arg;
 

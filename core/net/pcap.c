@@ -4,9 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,7 +23,7 @@ struct sm_pcap {
     uint8_t buf[BUFFER];
 };
 
-int sm_pcap_open(const char *path, struct sm_pcap **out)
+int sm_pcap_new(int fd, struct sm_pcap **out)
 {
     struct {
         uint32_t magic;
@@ -32,15 +32,11 @@ int sm_pcap_open(const char *path, struct sm_pcap **out)
     } head = { MAGIC_NS, 2, 4, 0, 0, SNAP, LINK_ETHERNET };
     struct sm_pcap *p = calloc(1, sizeof(*p));
 
-    if (!p)
+    if (!p) {
+        close(fd);
         return -ENOMEM;
-    p->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (p->fd < 0) {
-        int err = -errno;
-
-        free(p);
-        return err;
     }
+    p->fd = fd;
     memcpy(p->buf, &head, sizeof(head));
     p->len = sizeof(head);
     sm_pcap_flush(p);
@@ -48,21 +44,47 @@ int sm_pcap_open(const char *path, struct sm_pcap **out)
     return 0;
 }
 
-void sm_pcap_flush(struct sm_pcap *p)
+int sm_pcap_open(const char *path, struct sm_pcap **out)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    return fd < 0 ? -errno : sm_pcap_new(fd, out);
+}
+
+/* A socket never makes the network wait. */
+static ssize_t put(int fd, const void *buf, size_t len)
+{
+    ssize_t n = send(fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+    return n < 0 && errno == ENOTSOCK ? write(fd, buf, len) : n;
+}
+
+bool sm_pcap_flush(struct sm_pcap *p)
 {
     size_t at = 0;
 
     while (at < p->len && !p->broken) {
-        ssize_t n = write(p->fd, p->buf + at, p->len - at);
+        ssize_t n = put(p->fd, p->buf + at, p->len - at);
 
         if (n < 0 && errno == EINTR)
             continue;
+        if (n < 0 && errno == EAGAIN)
+            break;
         if (n <= 0)
             p->broken = true;
         else
             at += (size_t)n;
     }
-    p->len = 0;
+    if (p->broken)
+        p->len = at = 0;
+    memmove(p->buf, p->buf + at, p->len - at);
+    p->len -= at;
+    return !p->broken;
+}
+
+int sm_pcap_waits_for(const struct sm_pcap *p)
+{
+    return p->len ? p->fd : -1;
 }
 
 void sm_pcap_frame(struct sm_pcap *p, const void *frame, size_t len)
@@ -72,7 +94,7 @@ void sm_pcap_frame(struct sm_pcap *p, const void *frame, size_t len)
 
     if (p->len + sizeof(head) + len > BUFFER)
         sm_pcap_flush(p);
-    if (p->broken || sizeof(head) + len > BUFFER) {
+    if (p->broken || p->len + sizeof(head) + len > BUFFER) {
         p->lost++;
         return;
     }

@@ -208,6 +208,40 @@ function Process:close()
 end
 Process.__close = Process.close
 
+---@class sm.AttachedCapture
+local Capture = {}
+Capture.__index = Capture
+
+--- The next piece of a pcap file; nil at the end. Yields.
+---@async
+---@return string? piece
+---@return string? err
+function Capture:read()
+    local piece = self.chan:read "stdout"
+    if piece then
+        return piece
+    end
+    local result, err = self.chan:answer()
+    return nil, not result and err or nil
+end
+
+--- End it. Idempotent.
+function Capture:close()
+    self.chan:close()
+end
+Capture.__close = Capture.close
+
+--- As `capture` of a VM of one's own, without `path`. Yields.
+---@async
+---@param opts { card: integer? }?
+---@return sm.AttachedCapture?
+---@return string? err
+function VM:capture(opts)
+    check("attached:capture", 1, opts, "opts", "table?")
+    local chan, err = self.conn:open("capture", opts or {})
+    return chan and setmetatable({ chan = chan }, Capture), err
+end
+
 local SPAWN_KEYS = {
     argv = 1, env = 1, cwd = 1, user = 1, groups = 1, tty = 1, rows = 1, cols = 1, stdin = 1,
     rlimits = 1, files = 1, detach = 1,

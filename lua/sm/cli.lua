@@ -28,6 +28,7 @@ local COMMANDS = {
     { "cp", "copy files and folders into or out of a VM" },
     { "stats", "what VMs use" },
     { "top", "the processes in a VM" },
+    { "pcap", "record a running VM's network traffic" },
     { "snapshot", "save running VMs; list, show, check and remove what was saved" },
     { "restore", "run a copy of a saved VM" },
     { "fork", "copies of a running VM, as it is now" },

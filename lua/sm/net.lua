@@ -317,6 +317,38 @@ function Network:ready(vm)
     end
 end
 
+local function daemon_of(self, card)
+    return card.type == "switch" and card.switch.daemon or self.daemon
+end
+
+--- See VM:capture. Yields.
+---@async
+---@param index integer of the card
+---@param fd integer that sm-net writes to
+---@return integer? id of the capture
+---@return string? err
+function Network:capture(index, fd)
+    local card = self.cards[index]
+    if not card then
+        return nil, ("capture: the VM has no network card %d (it has %d)"):format(index, #self.cards)
+    end
+    local res, err = daemon_of(self, card):call("net.capture", { nic = card.nic }, fd)
+    return res and res.capture, err
+end
+
+--- No more of it; `post`: without waiting for the answer. Yields.
+---@async
+---@param index integer
+---@param id integer
+---@param post boolean?
+---@return integer? lost frames that were left out
+function Network:end_capture(index, id, post)
+    local card = self.cards[index]
+    local daemon = daemon_of(self, card)
+    local res = daemon[post and "post" or "call"](daemon, "net.capture", { nic = card.nic, capture = id })
+    return res and res.lost
+end
+
 --- Counters of every card. Yields.
 ---@async
 ---@return table[]? stats out_frames, in_bytes, drops = { reason = n }, flows …
@@ -324,8 +356,7 @@ end
 function Network:stats()
     local out = {}
     for i, card in ipairs(self.cards) do
-        local daemon = card.type == "switch" and card.switch.daemon or self.daemon
-        local stats, err = daemon:call("net.stats", { nic = card.nic })
+        local stats, err = daemon_of(self, card):call("net.stats", { nic = card.nic })
         if not stats then
             return nil, err
         end

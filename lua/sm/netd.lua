@@ -71,9 +71,10 @@ end
 ---@async
 ---@param name string
 ---@param args table?
+---@param fd integer? goes along, and stays ours
 ---@return any result
 ---@return string? err
-function Netd:call(name, args)
+function Netd:call(name, args, fd)
     if self.over then
         return nil, "network: " .. self.over
     end
@@ -82,9 +83,14 @@ function Netd:call(name, args)
     local frame = string.pack("<s4", core.pack { id, name, args or {} })
     self.pipe:ref()
     self.waits = self.waits + 1
+    if fd then
+        self.pipe:write_with(frame, fd)
+    end
     local reply = loop.await(function(settle)
         self.pending[id] = settle
-        self.pipe:write(frame)
+        if not fd then
+            self.pipe:write(frame)
+        end
         return function()
             self.pending[id] = nil
         end

@@ -273,6 +273,20 @@ function verbs.snapshot(self, _, args)
     return { name = made.name, path = made.path, id = made.id, stored = made.stored, pause = made.pause }
 end
 
+-- Until the client goes away, or the VM.
+function verbs.capture(self, chan, args)
+    local capture <close>, err = self.vm:capture { card = math.type(args.card) == "integer" and args.card or nil }
+    if not capture then
+        return nil, err
+    end
+    for piece in function() return capture:read() end do
+        if not chan:write("stdout", piece) then
+            return nil, "gone"
+        end
+    end
+    return { lost = capture:close() or 0 }
+end
+
 function verbs.inspect(self)
     return self.meta
 end

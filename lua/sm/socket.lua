@@ -147,6 +147,32 @@ function Socket:write(bytes, done)
     return true
 end
 
+--- Send bytes with a descriptor, which stays ours. What was queued before goes first.
+--- Yields.
+---@async
+---@param bytes string
+---@param fd integer
+---@return true?
+---@return string? err
+---@return integer? errno
+function Socket:write_with(bytes, fd)
+    while not self:is_closing() do
+        if self.queued == 0 then
+            local n, err, errno = core.send_fd(self:fileno(), fd, bytes)
+            if n then
+                if n < #bytes then
+                    self:write(bytes:sub(n + 1))
+                end
+                return true
+            elseif errno ~= 11 then -- EAGAIN
+                return nil, err, errno
+            end
+        end
+        loop.sleep(0.002)
+    end
+    return true -- the end of the socket says so
+end
+
 --- Bytes not yet taken by the kernel.
 ---@return integer
 function Socket:get_write_queue_size()

@@ -615,4 +615,19 @@ function VM:net_stats()
     return self.parts.network:stats()
 end
 
+--- Record the frames of a network card from now on, in pcap's format, those that the
+--- policy lets through: into a file, or to be read piece by piece. A reader who is slow
+--- loses frames, and the guest no time. Yields.
+---@async
+---@param opts { card: integer?, path: string? }? card: 1, the first
+---@return sm.Capture?
+---@return string? err
+function VM:capture(opts)
+    check("vm:capture", 1, opts, "opts", "table?")
+    if not self.parts.network then
+        return nil, "capture: the VM has no network"
+    end
+    return require("sm.packet_capture").new(self.parts.network, opts or {})
+end
+
 return M

@@ -249,26 +249,6 @@ local function open_for(name, ...)
     return fd, made
 end
 
--- Send a frame with a descriptor. What was written before is still in libuv's
--- queue, perhaps: it goes first. Yields.
-local function send_with(state, frame, fd)
-    while not state.pipe:is_closing() do
-        if state.pipe:get_write_queue_size() == 0 then
-            local n, err, errno = core.send_fd(state.pipe:fileno(), fd, frame)
-            if n then
-                if n < #frame then
-                    state.pipe:write(frame:sub(n + 1))
-                end
-                return true
-            elseif errno ~= 11 then -- EAGAIN
-                return nil, err, errno
-            end
-        end
-        loop.sleep(0.002)
-    end
-    return true -- the end of the pipe says so
-end
-
 -- Send one request and wait for its reply. Always tail-called, so that level 2
 -- of an error is the caller of the method. Yields.
 local function request(self, name, ...)
@@ -290,7 +270,7 @@ local function request(self, name, ...)
             return nil, made, errno
         elseif fd then
             local sent
-            sent, wrong, errno = send_with(state, frame, fd)
+            sent, wrong, errno = state.pipe:write_with(frame, fd)
             uv.fs_close(fd)
             if not sent then
                 return nil, ("%s: %s"):format(name, wrong), errno

@@ -172,6 +172,43 @@ describe("the network of a guest", function()
         assert.matches("refused", err)
     end)
 
+    it("records its traffic on demand, into a file and for a reader", function()
+        local none, why = vm:capture { card = 7 }
+        assert.is_nil(none)
+        assert.matches("no network card 7", why)
+        none, why = vm:capture { path = "/no/such/folder/x" }
+        assert.is_nil(none)
+        assert.matches("/no/such/folder/x", why)
+        local path = os.tmpname()
+        local function to_the_server(frames)
+            local n = 0
+            for _, f in ipairs(frames) do
+                n = n + (f.dst == "10.0.2.2" and f.proto == 6 and 1 or 0)
+            end
+            return n
+        end
+        do
+            local capture = assert(vm:capture { path = path })
+            assert.equal("hello\n", (sh(vm, "nc 10.0.2.2 " .. ports.hello .. " </dev/null")))
+            assert.equal(0, capture:close())
+            assert.is_true(to_the_server(net.capture(path)) >= 3)
+        end
+        -- Whoever reads has the same, and several may; one that ends leaves the others alone.
+        local first, second = assert(vm:capture()), assert(vm:capture())
+        assert.equal(24, #assert(first:read())) -- the head of the file
+        first:close()
+        assert.is_nil(first:read())
+        assert.equal("hello\n", (sh(vm, "nc 10.0.2.2 " .. ports.hello .. " </dev/null")))
+        local f = assert(io.open(path, "wb"))
+        repeat
+            f:write((assert(second:read())))
+            f:flush()
+        until to_the_server(net.capture(path)) >= 3
+        f:close()
+        second:close()
+        os.remove(path)
+    end)
+
     it("lets nothing out that the default policy forbids, and says so", function()
         local targets = {
             "10.0.2.2 " .. ports.secret, "127.0.0.2 80", "10.1.2.3 80", "172.16.0.1 443", "192.168.1.1 22",

@@ -4,6 +4,7 @@
 -- each command a process of its own on real VMs.
 
 local loop = require "sm.loop"
+local net = require "support.net"
 local shell = require "support.shell"
 local spec = require "support.vm"
 local terminal = require "support.terminal"
@@ -76,6 +77,18 @@ describe("VMs in the background", function()
         assert.equal("no\n", err)
         assert.matches('"status": "running"', ok "inspect day")
         assert.matches("\nday +[%d.]+%% ", ok "stats --no-stream")
+        local file = os.tmpname()
+        shell.run(([[./sm pcap -w %s day & p=$!
+            while ! [ -s %s ]; do sleep 0.1; done
+            ./sm exec day ping -c 1 10.0.2.2 >/dev/null
+            while [ $(stat -c %%s %s) -lt 100 ]; do sleep 0.1; done
+            kill $p; wait $p || true]]):format(file, file, file))
+        local seen = {}
+        for _, frame in ipairs(net.capture(file)) do
+            seen[frame.dst or 0] = true
+        end
+        os.remove(file)
+        assert.is_true(seen["10.0.2.2"] or seen["10.0.2.15"])
         assert.matches("sleep 100000", ok "top day")
 
         code, _, err = spec.sm("run -q -d --name day " .. one .. " true")
