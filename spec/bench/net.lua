@@ -87,7 +87,7 @@ local function rows(side)
         return mib
     end)
     out[3] = measure(side, function()
-        local report = host(("wrk -t 1 -c 4 -d %ds --timeout 60s -H 'Connection: close' http://127.0.0.1:%d/page"):format(
+        local report = host(("wrk -t 1 -c 4 -d %ds --timeout 10s -H 'Connection: close' http://127.0.0.1:%d/page"):format(
             SECONDS, side.web))()
         assert(not report:find "Non%-2xx", report)
         return assert(tonumber(report:match "(%d+) requests in"), report)

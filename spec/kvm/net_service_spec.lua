@@ -17,7 +17,7 @@ describe("a server in a guest", function()
 
     local function sh(vm, script)
         local r = assert(vm:exec { argv = { "sh", "-c", script }, timeout = SECONDS + 400 })
-        assert.equal(0, r.status, r.stderr)
+        assert.equal(0, r.status, r.stdout .. r.stderr)
         return r.stdout
     end
 
@@ -29,7 +29,7 @@ describe("a server in a guest", function()
     end
 
     local function wrk(url)
-        return ("wrk -t 1 -c %d -d %ds --timeout 120s %s 2>&1"):format(CONNECTIONS, SECONDS, url)
+        return ("wrk -t 1 -c %d -d %ds --timeout 10s %s 2>&1"):format(CONNECTIONS, SECONDS, url)
     end
 
     setup(function()
@@ -39,7 +39,7 @@ describe("a server in a guest", function()
         local image = spec.image "serve"
         server = assert(sm.start(image, { name = "server", memory = "192M", publish = { port .. ":80" },
             net = { { type = "user", mtu = 1500 }, switch } }))
-        client = assert(sm.start(image, { name = "client", memory = "192M", net = { switch } }))
+        client = assert(sm.start(image, { name = "client", memory = "256M", net = { switch } }))
         sh(server, "nginx")
     end)
 
