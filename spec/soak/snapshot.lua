@@ -25,10 +25,10 @@ local LOAD = [[
     echo $nonce > /dev/shm/nonce
     say() { echo $nonce $i > /dev/shm/.$1 && mv /dev/shm/.$1 /dev/shm/spin.$1; } # whole, whenever it is read
     for k in $(seq %d); do
-        (i=0; while :; do i=$((i+1)); [ $((i %% 500)) = 0 ] && say $k; done) >/dev/null 2>&1 </dev/null &
+        (i=0; while :; do i=$((i+1)); [ $((i %% 200)) = 0 ] && say $k; done) >/dev/null 2>&1 </dev/null &
     done
     (i=0; while :; do
-        head -c 200000 /dev/urandom > /blob && sha256sum /blob > /sum && sync
+        head -c 30000 /dev/urandom > /blob && sha256sum /blob > /sum && sync
         sha256sum -c /sum >/dev/null 2>&1 || echo "a file did not read back" >> /dev/shm/bad
         i=$((i+1)); say disk
     done) >/dev/null 2>&1 </dev/null &
@@ -49,7 +49,7 @@ local CHECK = [[
     echo $nonce
 ]]
 
-local vm = assert(sm.start(image, { cpus = cpus, memory = "128M", disk = "1G" }))
+local vm = assert(sm.start(image, { cpus = cpus, memory = "64M", disk = "256M" }))
 do
     local f <close> = assert(io.open("build/guest/load", "rb"))
     assert(vm:write_file("/root/load", f:read "a", { mode = tonumber("755", 8) }))
