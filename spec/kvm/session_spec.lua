@@ -78,9 +78,9 @@ describe("VMs in the background", function()
         assert.matches('"status": "running"', ok "inspect day")
         assert.matches("\nday +[%d.]+%% ", ok "stats --no-stream")
         local file = os.tmpname()
-        shell.run(([[./sm pcap -w %s day & p=$!
+        shell.run(([[./sm pcap -w %s day >/dev/null 2>&1 </dev/null & p=$!
             while ! [ -s %s ]; do sleep 0.1; done
-            ./sm exec day ping -c 1 10.0.2.2 >/dev/null
+            ./sm exec day nc -w 1 93.184.216.34 80 >/dev/null 2>&1 </dev/null || true
             while [ $(stat -c %%s %s) -lt 100 ]; do sleep 0.1; done
             kill $p; wait $p || true]]):format(file, file, file))
         local seen = {}
@@ -88,7 +88,7 @@ describe("VMs in the background", function()
             seen[frame.dst or 0] = true
         end
         os.remove(file)
-        assert.is_true(seen["10.0.2.2"] or seen["10.0.2.15"])
+        assert.is_true(seen["93.184.216.34"])
         assert.matches("sleep 100000", ok "top day")
 
         code, _, err = spec.sm("run -q -d --name day " .. one .. " true")
