@@ -9,6 +9,9 @@
 --   serve        `one` with nginx (configured, pages in /www), wrk and iperf3
 --   config       `one` with Entrypoint, Cmd, Env, User and WorkingDir set
 --
+-- DIR/peer.cpio: an initramfs with busybox, for a guest of another VMM that serves
+-- /numbers at the address that its command line names.
+--
 -- Beside them, DIR/one.tar: `one` as `docker save` has it, named one:v1; and
 -- DIR/<tag>.sums: what `sha256sum` says of every file of `multi`
 -- and `wide` as umoci unpacks them.
@@ -73,5 +76,23 @@ http { access_log off; server { listen 80 backlog=1024; listen [::]:80 backlog=1
 C
 tar --owner=0 --group=0 --numeric-owner --mtime=@0 --sort=name -cf serve.tar -C serve .
 umoci raw add-layer --image %s:one --tag serve serve.tar
+]]):format(q(work), q(dir)))
+shell.run(([[
+set -e
+cd %s
+mkdir -p peer/bin peer/proc peer/sys peer/dev peer/www
+cp "$(command -v busybox)" peer/bin/busybox
+for a in sh mount ip httpd seq sleep cat; do ln -s busybox peer/bin/$a; done
+cat > peer/init <<'C'
+#!/bin/sh
+mount -t proc proc /proc; mount -t devtmpfs dev /dev 2>/dev/null
+for word in $(cat /proc/cmdline); do case $word in address=*) address=${word#address=} ;; esac; done
+ip link set lo up; ip addr add $address dev eth0; ip link set eth0 up
+seq 1 200000 > /www/numbers
+echo ready
+httpd -f -p 80 -h /www
+C
+chmod +x peer/init
+(cd peer && find . | cpio --quiet -o -H newc) > %s/peer.cpio
 ]]):format(q(work), q(dir)))
 shell.remove(work)
