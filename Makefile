@@ -94,10 +94,12 @@ $(B)/native/guest/init: $(guest_src) $(wildcard core/guest/*.h)
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -D_GNU_SOURCE -O1 -g $(WARN) $(SANFLAGS) -o $@ $(guest_src)
 
-# What a guest works at while it is saved (spec/soak/snapshot.lua).
+# Programs that specs bring into guests: what works while it is saved, and sends what it likes.
 $(B)/guest/load: spec/soak/load.c
+$(B)/guest/rawsend: spec/kvm/rawsend.c
+$(B)/guest/load $(B)/guest/rawsend:
 	@mkdir -p $(@D)
-	$(AGENT_CC) -std=c11 -static -O1 -g0 $(WARN) -o $@ $<
+	$(AGENT_CC) -std=c11 -D_GNU_SOURCE -static -O1 -g0 $(WARN) -o $@ $<
 
 sm: $(call obj,core/main.c)
 	$(CC) -pthread $(LDFLAGS) -o $@ $^ $(LUA_LIBS)

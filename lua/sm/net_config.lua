@@ -119,13 +119,13 @@ local function parse_text(text)
         return nil, ("unknown network '%s' (known: user, none, tap=NAME, unix=PATH)"):format(text)
     end
     local out = { type = kind }
-    local words = { ip = "address", gw = "gateway", ip6 = "address6", gw6 = "gateway6", dns = "dns", mtu = "mtu" }
+    local words = { ip = "address", gw = "gateway", ip6 = "address6", gw6 = "gateway6", dns = "dns", mtu = "mtu", mac = "mac" }
     local first, options = rest:match("^([^,]+),?(.*)$")
     out[kind == "tap" and "name" or "path"] = first
     for word in (options or ""):gmatch("[^,]+") do
         local key, value = word:match("^(%w+)=(.+)$")
         if not key or not words[key] then
-            return nil, ("network '%s': unknown option '%s' (known: ip, gw, ip6, gw6, dns, mtu)"):format(text, word)
+            return nil, ("network '%s': unknown option '%s' (known: ip, gw, ip6, gw6, dns, mtu, mac)"):format(text, word)
         end
         out[words[key]] = key == "mtu" and tonumber(value) or value
     end

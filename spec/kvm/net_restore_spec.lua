@@ -7,6 +7,7 @@
 local net = require "support.net"
 local sm = require "sm"
 local spec = require "support.vm"
+local uv = require "luv"
 
 local loop = sm.loop
 
@@ -24,7 +25,12 @@ describe("the network of a copy", function()
 
     for _, kernel in ipairs { "own", "stock" } do
         it("has none of its source's connections, and serves, with the " .. kernel .. " kernel", function()
-            local path = ("%s/net-%s.sms"):format(os.getenv "SM_LAB_DISK" or os.getenv "XDG_RUNTIME_DIR", kernel)
+            local path = ("%s/net-%s-%d-%d.sms"):format(os.getenv "SM_LAB_DISK" or os.getenv "XDG_RUNTIME_DIR", kernel,
+                uv.os_getpid(), uv.hrtime() % 1000000)
+            local _ <close> = setmetatable({}, { __close = function()
+                os.remove(path)
+                os.remove((path:gsub("%.sms$", ".sms.set")))
+            end })
             local peers = {}
             local port = net.tcp("127.0.0.1", function(peer)
                 peers[#peers + 1] = peer
@@ -74,8 +80,6 @@ describe("the network of a copy", function()
             peers[1]:write "second"
             sh(vm, "while ! grep -q 'first second' /tmp/n/out.got; do sleep 0.1; done")
             assert.matches("it works", (assert(net.ask("127.0.0.1", web, "GET /index.html HTTP/1.0\r\n\r\n", 60))))
-            os.remove(path)
-            os.remove((path:gsub("%.sms$", ".sms.set")))
         end)
     end
 end)

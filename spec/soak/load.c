@@ -8,7 +8,6 @@
  *
  *   load NONCE [HZ]
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
