@@ -59,7 +59,7 @@ describe("a server in a guest", function()
     end)
 
     it("answers every request of another VM on its switch", function()
-        local n = requests(sh(client, wrk "http://server/page"))
+        local n = requests(sh(client, wrk "http://server:80/page"))
         assert.is_true(n > CONNECTIONS, n)
     end)
 end)
