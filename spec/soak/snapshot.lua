@@ -57,13 +57,17 @@ end
 sh(vm, LOAD:format(cpus) .. "for f in disk vectors khz signals; do while ! [ -s /dev/shm/spin.$f ]; do sleep 0.1; done; done")
 local nonce = sh(vm, "cat /dev/shm/nonce")
 for cycle = 1, cycles do
+    local began = sm.loop.now()
     local snapshot = assert(vm:snapshot { path = path })
+    local saved = sm.loop.now()
     local copy = assert(sm.restore(snapshot))
+    local restored = sm.loop.now()
     vm:close()
     vm = copy
     assert(sm.snapshot.remove(snapshot))
     local told = sh(vm, CHECK)
     assert(told == nonce, ("cycle %d: another nonce"):format(cycle))
-    print(("cycle %d of %d: stood still for %.0f ms"):format(cycle, cycles, snapshot.pause * 1000))
+    print(("cycle %d of %d: stood still for %.0f ms; saved in %.1f s, restored in %.1f s, checked in %.1f s"):format(cycle,
+        cycles, snapshot.pause * 1000, saved - began, restored - saved, sm.loop.now() - restored))
 end
 vm:close()
