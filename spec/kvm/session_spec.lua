@@ -80,7 +80,7 @@ describe("VMs in the background", function()
         local file = os.tmpname()
         shell.run(([[./sm pcap -w %s day >/dev/null 2>&1 </dev/null & p=$!
             while ! [ -s %s ]; do sleep 0.1; done
-            ./sm exec day nc -w 1 93.184.216.34 80 >/dev/null 2>&1 </dev/null || true
+            ./sm exec day sh -c 'nc -w 1 93.184.216.34 80' >/dev/null 2>&1 </dev/null || true
             while [ $(stat -c %%s %s) -lt 100 ]; do sleep 0.1; done
             kill $p; wait $p || true]]):format(file, file, file))
         local seen = {}

@@ -88,6 +88,31 @@ local function with_server(fn)
             function vm.stats()
                 return { vcpus = {} }
             end
+            -- Its traffic: three pieces, and then it waits until it is closed.
+            function vm.capture(_, opts)
+                if opts.card == 9 then
+                    return nil, "capture: no such card"
+                end
+                local capture = { left = 3 }
+                vm.captured = capture
+                function capture:read()
+                    self.left = self.left - 1
+                    if self.left >= 0 then
+                        return "piece"
+                    end
+                    loop.await(function(settle)
+                        self.wake = settle
+                    end)
+                end
+                function capture:close()
+                    self.closed = true
+                    if self.wake then
+                        self.wake(true)
+                    end
+                    return 0
+                end
+                return setmetatable(capture, { __close = capture.close })
+            end
             local server = assert(serve.new(vm, dir, { id = "v", status = "running" }))
             local info = { id = "v", status = "running", dir = dir }
             local ok, err = xpcall(fn, debug.traceback, info, vm, server)
@@ -185,6 +210,25 @@ describe("the control socket", function()
         local deadline = loop.now() + PATIENCE
         while not (made.procs[1].closed and made.procs[2].closed) do
             assert(loop.now() < deadline, "they go on")
+            loop.sleep(0.01)
+        end
+        still_answers(info)
+    end))
+
+    it("hands out a VM's traffic until the client has enough", with_server(function(info, made)
+        local vm <close> = assert(attached.attach(info))
+        local none, err = vm:capture { card = 9 }
+        none, err = none and none:read(), err or select(2, none:read())
+        assert.is_nil(none)
+        assert.matches("no such card", err)
+        local capture = assert(vm:capture())
+        for _ = 1, 3 do
+            assert.equal("piece", (capture:read()))
+        end
+        capture:close()
+        local deadline = loop.now() + PATIENCE
+        while not made.captured.closed do
+            assert(loop.now() < deadline, "it goes on")
             loop.sleep(0.01)
         end
         still_answers(info)
