@@ -79,10 +79,10 @@ describe("two VMs on taps of two hosts", function()
 
     it("send nothing where they may not", function()
         local out, cable = watched(("src %s and (tcp or udp or icmp)"):format(B), "", ([[
-            nc -w 3 %s 80 </dev/null; echo x | nc -u -w 1 %s 9; ping -c 1 -W 1 %s]]):format(A, A, A))
+            nc -w 3 %s 80 </dev/null; nslookup name.test %s; ping -c 1 -W 1 %s]]):format(A, A, A))
         assert.equal("", (cable:gsub("%s", ""))) -- it says good-bye with an empty line
         assert.matches("blocked tcp to " .. A:gsub("%.", "%%.") .. ":80", out)
-        assert.matches("blocked udp to " .. A:gsub("%.", "%%.") .. ":9", out)
+        assert.matches("blocked udp to " .. A:gsub("%.", "%%.") .. ":53", out)
     end)
 
     it("let no frame out that a guest has made up", function()
@@ -122,8 +122,10 @@ describe("two VMs on taps of two hosts", function()
         ip("169.254.169.254", TCP, f.tcp(b4, f.ip4 "169.254.169.254", 1000, 80, mark()))
         -- To where it may go, but not so.
         ip(A, UDP, f.udp(f.ip4(SPOOF), a4, 1000, 9, mark()), { src = SPOOF })
-        ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { fragment = 0x2000 }) -- the first of several
-        ip(A, UDP, mark(), { fragment = 100 })                            -- and one without its head
+        ip(A, UDP, f.udp(b4, a4, 1000, 53, mark())) -- another port
+        ip(A, UDP, f.udp(b4, a4, 1000, 53, mark()), { fragment = 0x2000 }) -- the first of several
+        ip(A, UDP, mark(), { fragment = 100, id = 77 }) -- one whose first was never there
+        ip(A, UDP, mark(), { fragment = 0x2001, id = 78 })
         ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { version = 5 })
         ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { ihl = 4 })
         ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { ihl = 15 })
@@ -163,7 +165,7 @@ describe("two VMs on taps of two hosts", function()
             %s <%s/frames >%s/out 2>&1
             while ! grep -q %s %s/raw.pcap; do sleep 0.1; done
             kill $t; wait $t 2>/dev/null || true]]):format(hosts[1], dir, dir, dir,
-            on(2, ("run -q -i -m 128M --net tap=tap0,ip=%s/24,mac=%s --allow %s %s sh -c %s"):format(B, MAC, A,
+            on(2, ("run -q -i -m 128M --net tap=tap0,ip=%s/24,mac=%s --allow %s:9 %s sh -c %s"):format(B, MAC, A,
                 spec.image "one", shell.quote(("echo %s | base64 -d > /tmp/rawsend; chmod 755 /tmp/rawsend; /tmp/rawsend eth0"):format(
                     (sh "base64 -w 0 build/guest/rawsend"))))), dir, dir, seen, dir))
         local pcap <close> = assert(io.open(dir .. "/raw.pcap", "rb"))

@@ -60,6 +60,7 @@ describe("a card on a unix socket", function()
             end)
             handle:close()
             out:close()
+            uv.run "nowait" -- luv 1.44 does not bear an exit with one half closed
         end
         os.execute("rm -rf " .. dir)
         assert.same({}, spec.settled_leftovers())
@@ -69,7 +70,7 @@ describe("a card on a unix socket", function()
         local want = sh "seq 1 200000 | sha256sum"
         assert.equal(want, sh(("wget -q -O - http://%s/numbers | sha256sum"):format(THEIRS)))
         sh("ping -c 1 -W 30 " .. THEIRS)
-        local r = assert(vm:exec { argv = { "nc", "-w", "3", "10.8.0.3", "80" }, timeout = 300 })
+        local r = assert(vm:exec { argv = { "sh", "-c", "nc -w 3 10.8.0.3 80 </dev/null" }, timeout = 300 })
         assert.not_equal(0, r.status)
         local stats = assert(vm:net_stats())[1]
         assert.is_true(stats.in_bytes > 1200000)

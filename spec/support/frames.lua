@@ -54,11 +54,11 @@ function M.ether(dst, src, kind, payload)
 end
 
 --- An IPv4 packet. f: src, dst, proto, payload, and what is to be unusual: options,
---- version, ihl, length, fragment, ttl.
+--- version, ihl, length, id, fragment, ttl.
 function M.ipv4(f)
     local options = f.options or ""
     local ihl = f.ihl or 5 + #options // 4
-    local head = string.pack(">BBI2I2I2BBI2", (f.version or 4) << 4 | ihl, 0, f.length or 20 + #options + #f.payload, 0x1234,
+    local head = string.pack(">BBI2I2I2BBI2", (f.version or 4) << 4 | ihl, 0, f.length or 20 + #options + #f.payload, f.id or 0x1234,
         f.fragment or 0, f.ttl or 64, f.proto, 0) .. M.ip4(f.src) .. M.ip4(f.dst) .. options
     return head:sub(1, 10) .. string.pack(">I2", sum(head)) .. head:sub(13) .. f.payload
 end
