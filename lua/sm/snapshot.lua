@@ -425,7 +425,8 @@ function M.sweep(dir)
     for _, entry in ipairs(files.list(dir)) do
         local path = dir .. "/" .. entry.name
         if entry.name:sub(-#SET_SUFFIX) == SET_SUFFIX then
-            if not uv.fs_lstat(path:sub(1, -#SET_SUFFIX - 1) .. SUFFIX) then
+            local of = path:sub(1, -#SET_SUFFIX - 1)
+            if not uv.fs_lstat(of .. SUFFIX) and not uv.fs_lstat(of) then
                 uv.fs_unlink(path)
             end
         elseif entry.name:match "^%.new%-" or entry.name:match "^%.fork%-" then
