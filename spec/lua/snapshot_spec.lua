@@ -93,6 +93,7 @@ describe("snapshots on the disk", function()
         make(path, META)
         local copy <close> = assert(core.vm {})
         assert.equal(0, assert(copy:load { path = path, working_set = set }).working_set)
+        assert(copy:read(0x1000, 2)) -- so that there is something, however late its vCPU begins
         assert(copy:start())
         local touched = assert(copy:touched())
         local function write()
