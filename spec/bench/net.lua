@@ -39,7 +39,8 @@ local function host(command)
     local lines, code = {}, nil
     local out = uv.new_pipe()
     local waiting
-    local handle = assert(uv.spawn("sh", { args = { "-c", command }, stdio = { nil, out, 2 } }, loop.guard(function(status)
+    -- iperf3 maps a file that it has unlinked, which the lab's 9p cannot.
+    local handle = assert(uv.spawn("sh", { args = { "-c", "export TMPDIR=/dev/shm; " .. command }, stdio = { nil, out, 2 } }, loop.guard(function(status)
         code = status
         if waiting then
             waiting(true)
@@ -77,7 +78,7 @@ local function rows(side)
         while not net.listens(port) and os.execute(("grep -q :%04X /proc/net/tcp6"):format(port)) ~= true do
             loop.sleep(0.05)
         end
-        side.guest(("iperf3 -c 10.0.2.2 -p %d -n %dM >/dev/null"):format(port, mib))
+        side.guest(("iperf3 -c 10.0.2.2 -p %d -n %dM 2>&1"):format(port, mib))
         server()
         return mib
     end)
@@ -104,7 +105,7 @@ local function with_sm(mtu)
         iperf = iperf, web = web, pids = { vm.parts.worker:pid(), vm.parts.network.daemon.pid },
         guest = function(command)
             local r = assert(vm:exec { argv = { "sh", "-c", command }, timeout = 600 })
-            assert(r.status == 0, r.stderr)
+            assert(r.status == 0, r.stdout)
         end,
     }
 end
