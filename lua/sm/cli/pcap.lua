@@ -17,19 +17,20 @@ return {
     min = 1, max = 1,
     needs = "the name of a VM",
     run = function(o, rest)
-        local fd, err = 1, nil
-        if o.write then
-            fd, err = uv.fs_open(o.write, "w", tonumber("600", 8))
-            if not fd then
-                return nil, "pcap: " .. err
-            end
-        elseif uv.guess_handle(1) == "tty" then
+        if not o.write and uv.guess_handle(1) == "tty" then
             return nil, "pcap: standard output is a terminal; give a file with -w, or pipe it into tcpdump -r -"
         end
         return vms.with(rest[1], function(vm)
             local capture <close>, why = vm:capture { card = o.card }
             if not capture then
                 return nil, why
+            end
+            local fd = 1
+            if o.write then -- not before: a wrong name must not cost a file that is there
+                fd, why = uv.fs_open(o.write, "w", tonumber("600", 8))
+                if not fd then
+                    return nil, "pcap: " .. why
+                end
             end
             while true do
                 local piece
