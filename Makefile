@@ -80,7 +80,7 @@ $(B)/fake/sm-worker: $(call obj,core/worker.c) $(B)/libsmfake.a
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
 
 # libslirp by its shared object alone: its .pc file asks for glib's headers.
-net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c
+net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c core/recv_fd.c
 $(B)/sm-net: $(call obj,$(net_bin_src))
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^ -lslirp
 

@@ -34,6 +34,7 @@
 
 #include "cmd.h"
 #include "confine.h"
+#include "recv_fd.h"
 #include "vm.h"
 
 #define LENGTH_BYTES 4
@@ -216,27 +217,14 @@ static int grow_in(struct worker *w, size_t cap)
     return 0;
 }
 
-/* recv, with the descriptor that may come along: it belongs to the frame whose
- * bytes it came with. A second one replaces the first. */
+/* A descriptor belongs to the frame whose bytes it came with. A second one replaces the
+ * first. */
 static ssize_t receive_some(struct worker *w, void *buf, size_t len)
 {
-    union {
-        struct cmsghdr head;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec iov = { buf, len };
-    struct msghdr msg = {
-        .msg_iov = &iov,
-        .msg_iovlen = 1,
-        .msg_control = &control,
-        .msg_controllen = sizeof(control),
-    };
-    ssize_t n = recvmsg(w->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
-    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-        c->cmsg_len == CMSG_LEN(sizeof(int))) {
-        int fd;
-        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+    int fd;
+    ssize_t n = sm_recv_fd(w->fd, buf, len, &fd);
+
+    if (fd >= 0) {
         sm_machine_pass_fd(w->machine, fd);
     }
     return n;

@@ -38,6 +38,7 @@
 #include "backends.h"
 #include "confine.h"
 #include "control.h"
+#include "recv_fd.h"
 
 #define LENGTH_BYTES 4
 #define REQUEST_BYTES (1u << 20)
@@ -137,35 +138,21 @@ static int serve(struct process *p, const uint8_t *msg, size_t len)
 
 /* A descriptor comes with the request whose first byte it came with; the parent sends
  * nothing else before that is answered. */
-static void take_fd(struct process *p, const struct cmsghdr *c)
-{
-    if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
-        c->cmsg_len != CMSG_LEN(sizeof(int)))
-        return;
-    if (p->control.passed_fd >= 0)
-        close(p->control.passed_fd);
-    memcpy(&p->control.passed_fd, CMSG_DATA(c), sizeof(int));
-}
-
 static int receive(struct process *p)
 {
-    union {
-        struct cmsghdr head;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec iov = { p->in + p->in_len, REQUEST_BYTES - p->in_len };
-    struct msghdr msg = { .msg_iov = &iov,
-                          .msg_iovlen = 1,
-                          .msg_control = &control,
-                          .msg_controllen = sizeof(control) };
-    ssize_t n = recvmsg(p->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    int fd;
+    ssize_t n = sm_recv_fd(p->fd, p->in + p->in_len, REQUEST_BYTES - p->in_len, &fd);
     size_t at = 0;
 
     if (n == 0)
         return -EPIPE;
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    take_fd(p, CMSG_FIRSTHDR(&msg));
+    if (fd >= 0) {
+        if (p->control.passed_fd >= 0)
+            close(p->control.passed_fd);
+        p->control.passed_fd = fd;
+    }
     p->in_len += (size_t)n;
     while (p->in_len - at >= LENGTH_BYTES) {
         const uint8_t *f = p->in + at;
