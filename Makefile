@@ -10,7 +10,7 @@
 #   core/image/                          the image module, sm.image_core
 #   core/guest/                          the guest's PID 1, static
 #   core/net/                            sm-net, the network's own process
-# SAN=asan|ubsan|tsan builds a sanitized copy below build/$(SAN)/.
+# SAN=asan|tsan builds a sanitized copy below build/$(SAN)/; asan has UBSan with it.
 
 ARCH    ?= $(shell uname -m)
 CC      ?= gcc
@@ -22,9 +22,8 @@ LUADIR     ?= $(PREFIX)/share/lua/5.4
 CMODDIR    ?= $(PREFIX)/lib/lua/5.4
 LIBEXECDIR ?= $(PREFIX)/libexec/sm
 
-SANFLAGS_asan  := -fsanitize=address -fno-omit-frame-pointer
-SANFLAGS_ubsan := -fsanitize=undefined -fno-sanitize-recover=all
-SANFLAGS_tsan  := -fsanitize=thread
+SANFLAGS_asan := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANFLAGS_tsan := -fsanitize=thread
 SANFLAGS := $(SANFLAGS_$(SAN))
 
 WARN    := -Wall -Wextra -Wshadow -Wimplicit-fallthrough -Wmissing-prototypes \
@@ -80,7 +79,7 @@ $(B)/fake/sm-worker: $(call obj,core/worker.c) $(B)/libsmfake.a
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
 
 # libslirp by its shared object alone: its .pc file asks for glib's headers.
-net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c core/recv_fd.c
+net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c core/recv_fd.c core/tap.c
 $(B)/sm-net: $(call obj,$(net_bin_src))
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^ -lslirp
 

@@ -12,12 +12,14 @@
 
 #include "dev/disk.h"
 #include "dev/fault.h"
+#include "dev/vhost_net.h"
 #include "dev/virtio_blk.h"
 #include "dev/virtio_console.h"
 #include "dev/virtio_net.h"
 #include "dev/virtio_pmem.h"
 #include "dev/virtio_rng.h"
 #include "dev/virtio_vsock.h"
+#include "tap.h"
 
 #define TYPE { "type", SM_ARG_STRING, .required = true, .max = 16, .doc = "what to add" }
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
@@ -56,13 +58,17 @@ static const struct sm_arg_spec vsock_args[] = {
 
 static const struct sm_arg_spec net_args[] = {
     TYPE,
-    { "path", SM_ARG_STRING, .required = true, .max = 107,
+    { "path", SM_ARG_STRING, .max = 107,
       .doc = "unix socket that takes frames: QEMU's stream format" },
+    { "tap", SM_ARG_STRING, .max = SM_TAP_NAME_BYTES - 1,
+      .doc = "in its place: a tap whose frames the host's kernel moves by itself (vhost-net)" },
     { "mac", SM_ARG_STRING, .required = true, .max = 17, .doc = "xx:xx:xx:xx:xx:xx, unicast" },
     { "mtu", SM_ARG_INT, .min = 68, .max = SM_NET_MAX_MTU,
       .doc = "told to the guest; 1500 when absent" },
     { "vnet", SM_ARG_BOOL, .doc = "each frame begins with a virtio_net_hdr: checksum offload" },
     { "tso", SM_ARG_BOOL, .doc = "with vnet: segmentation offload too" },
+    { "queues", SM_ARG_INT, .min = 1, .max = SM_VIRTIO_NET_MAX_PAIRS,
+      .doc = "pairs of queues, one for each CPU that sends; 1 when absent" },
 };
 
 static const struct sm_arg_spec extent_args[] = {
@@ -168,13 +174,34 @@ static int parse_mac(const char *text, uint8_t mac[6])
     return mac[0] & 1 ? -EINVAL : 0;
 }
 
+/* What a card is plugged into: a socket, or a tap by vhost. */
+static int open_net(struct sm_call *call, unsigned pairs, struct sm_net **net)
+{
+    const char *path = sm_call_str(call, "path"), *tap = sm_call_str(call, "tap");
+    bool vnet = sm_call_bool(call, "vnet", false), tso = sm_call_bool(call, "tso", false);
+    char why[200] = "";
+    int err;
+    if (!path == !tap) {
+        return sm_call_misuse(call, "path, tap: expected one of them");
+    }
+    if (tso && !vnet) {
+        return sm_call_misuse(call, "tso: goes with vnet, and only with it");
+    }
+    if (tap) {
+        err = sm_vhost_net_create(tap, pairs, net, why, sizeof(why));
+        return err ? sm_call_fail(call, err, "net: %s", why[0] ? why : strerror(-err)) : 0;
+    }
+    err = sm_net_stream_connect(path, vnet, tso ? SM_NET_OFFLOAD_ALL : SM_NET_OFFLOAD_CSUM, net);
+    return err ? sm_call_fail(call, err, "net: %s: %s", path, strerror(-err)) : 0;
+}
+
 /* Frames are copied in bulk, so each card has an I/O thread of its own. */
 static int add_net(struct sm_call *call)
 {
-    const char *path = sm_call_str(call, "path");
-    bool vnet = sm_call_bool(call, "vnet", false), tso = sm_call_bool(call, "tso", false);
-    unsigned offloads = tso ? SM_NET_OFFLOAD_ALL : SM_NET_OFFLOAD_CSUM;
-    struct sm_virtio_net_config cfg = { .mtu = (uint16_t)sm_call_uint(call, "mtu", 1500) };
+    struct sm_virtio_net_config cfg = {
+        .mtu = (uint16_t)sm_call_uint(call, "mtu", 1500),
+        .pairs = (unsigned)sm_call_uint(call, "queues", 1),
+    };
     struct sm_virtio_env env;
     struct sm_virtio_mmio *dev = NULL;
     struct sm_io *io;
@@ -182,12 +209,9 @@ static int add_net(struct sm_call *call)
     if (parse_mac(sm_call_str(call, "mac"), cfg.mac)) {
         return sm_call_misuse(call, "mac: expected xx:xx:xx:xx:xx:xx of one card");
     }
-    if (tso && !vnet) {
-        return sm_call_misuse(call, "tso: goes with vnet, and only with it");
-    }
-    int err = sm_net_stream_connect(path, vnet, offloads, &cfg.net);
-    if (err < 0) {
-        return sm_call_fail(call, err, "net: %s: %s", path, strerror(-err));
+    int err = open_net(call, cfg.pairs, &cfg.net);
+    if (err) {
+        return err;
     }
     snprintf(name, sizeof(name), "net%u", call->m->nets);
     err = sm_vm_io_new(call->m->vm, name, &io);

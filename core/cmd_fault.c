@@ -205,8 +205,8 @@ static void put_device(struct sm_msg_writer *w, struct sm_vm *vm, const struct s
     put_uint(w, "status", __atomic_load_n(&v->status, __ATOMIC_RELAXED));
     put_uint(w, "features", v->features);
     sm_msg_put_str(w, "queues");
-    sm_msg_put_array(w, v->class->queues);
-    for (unsigned i = 0; i < v->class->queues; i++) {
+    sm_msg_put_array(w, v->queue_count);
+    for (unsigned i = 0; i < v->queue_count; i++) {
         put_queue(w, &v->queues[i]);
     }
     pthread_mutex_unlock(&v->lock);

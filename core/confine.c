@@ -36,6 +36,7 @@
 
 #define MAX_DESCRIPTORS 4096 /* 1024 vsock streams and what a disk needs */
 #define KVM_IOCTLS 0xae      /* KVMIO: the type of every ioctl of KVM */
+#define VHOST_IOCTLS 0xaf    /* VHOST_VIRTIO */
 
 #ifndef SECCOMP_RET_KILL_PROCESS
 #define SECCOMP_RET_KILL_PROCESS 0x80000000u
@@ -158,6 +159,20 @@ static void build_network(struct program *p)
     answer(p, SECCOMP_RET_ERRNO | EPERM);
 }
 
+/* Of a worker: KVM's, vhost's, and two of a tap. */
+static void build_machine(struct program *p)
+{
+    emit(p, BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 1 + 2 * 2 + 5);
+    load(p, arg_low(1));
+    answer_if(p, TUNSETOFFLOAD, SECCOMP_RET_ALLOW);
+    answer_if(p, TUNSETQUEUE, SECCOMP_RET_ALLOW);
+    emit(p, BPF_ALU | BPF_AND | BPF_K, 0xff00, 0, 0);
+    emit(p, BPF_JMP | BPF_JEQ | BPF_K, VHOST_IOCTLS << 8, 1, 0);
+    emit(p, BPF_JMP | BPF_JEQ | BPF_K, KVM_IOCTLS << 8, 0, 1);
+    answer(p, SECCOMP_RET_ALLOW);
+    answer(p, SECCOMP_RET_ERRNO | EPERM);
+}
+
 static void build(struct program *p, bool network)
 {
     const uint32_t allow = SECCOMP_RET_ALLOW;
@@ -173,7 +188,7 @@ static void build(struct program *p, bool network)
     if (network) {
         build_network(p);
     } else {
-        allow_if_arg(p, __NR_ioctl, 1, 0xff00, KVM_IOCTLS << 8);
+        build_machine(p);
     }
     for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++) {
         answer_if(p, allowed[i], allow);

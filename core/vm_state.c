@@ -153,7 +153,9 @@ int sm_vm_save(struct sm_vm *vm, struct sm_state_writer *w, char *err, size_t er
         r = save_device(d, w);
         if (r)
             return say(err, errlen, r, "%s: %s", d->name,
-                       r == -ENOTSUP ? "what it writes to is no overlay" : strerror(-r));
+                       r == -ENOTSUP ? "what it writes to is no overlay"
+                       : r == -EBUSY ? "vhost works on its queues, so it cannot be saved"
+                                     : strerror(-r));
     }
     return w->error ? say(err, errlen, w->error, "%s", strerror(-w->error)) : 0;
 }

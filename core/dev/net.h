@@ -9,9 +9,10 @@
  * calls `writable` later; rx says false, the backend keeps the frame and is
  * told by `pull` when the guest has buffers again.
  *
- * The worker has one backend, a stream socket (net_stream.c). The user-mode
- * stack, taps, switches and the policy in front of them live behind it in a
- * process of their own, sm-net (core/net/main.c says why).
+ * The worker's backend is a stream socket (net_stream.c): the user-mode stack,
+ * taps, switches and the policy in front of them live behind it in a process of
+ * their own, sm-net (core/net/main.c says why). Or it is the host's kernel, for a
+ * tap that needs no policy (vhost_net.c).
  *
  * Threads: everything here is the device's I/O thread's, but create and
  * destroy, which come before and after it runs for this device.
@@ -53,6 +54,7 @@ enum {
 #define SM_NET_MAX_FRAME (18 + 65535 + 40)
 
 struct sm_net;
+struct sm_virtio;
 
 /* The device's side, for the backend to call. */
 struct sm_net_port {
@@ -74,6 +76,11 @@ struct sm_net_ops {
      * lost); -EAGAIN: not now, writable comes. */
     int (*tx)(struct sm_net *net, const struct iovec *iov, unsigned n, size_t bytes);
     void (*pull)(struct sm_net *net);
+    /* How many pairs of queues the driver uses from now on; may be NULL. */
+    int (*use_pairs)(struct sm_net *net, unsigned pairs);
+    /* NULL, or a backend that works on the rings of the first `pairs` itself, from
+     * here to stop: no tx, no pull, no rx (vhost_net.c). */
+    int (*take_rings)(struct sm_net *net, struct sm_virtio *v, unsigned pairs);
     void (*destroy)(struct sm_net *net);
 };
 

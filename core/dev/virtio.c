@@ -40,9 +40,11 @@ int sm_virtio_init(struct sm_virtio *v, const struct sm_virtio_env *env,
     v->events = env->events;
     v->trace = env->trace;
     v->irq = env->irq;
+    if (!v->queue_count)
+        v->queue_count = class->queues;
     v->offered = features | SM_VIRTIO_F_COMMON;
     pthread_mutex_init(&v->lock, NULL);
-    for (unsigned i = 0; i < class->queues; i++) {
+    for (unsigned i = 0; i < v->queue_count; i++) {
         struct sm_virtio_queue *q = &v->queues[i];
 
         q->virtio = v;
@@ -63,7 +65,7 @@ int sm_virtio_init(struct sm_virtio *v, const struct sm_virtio_env *env,
 
 void sm_virtio_fini(struct sm_virtio *v)
 {
-    for (unsigned i = 0; i < v->class->queues; i++)
+    for (unsigned i = 0; i < v->queue_count; i++)
         close(v->queues[i].kick_fd);
     pthread_mutex_destroy(&v->lock);
 }
@@ -133,7 +135,7 @@ void sm_virtio_kick(struct sm_virtio *v, unsigned queue)
 {
     uint64_t one = 1;
 
-    if (queue < v->class->queues) {
+    if (queue < v->queue_count) {
         ssize_t n = write(v->queues[queue].kick_fd, &one, sizeof(one));
 
         (void)n; /* full: a kick is pending anyway */
@@ -151,6 +153,17 @@ void sm_virtio_fail(struct sm_virtio *v, unsigned queue, const char *what)
         sm_events_notice(v->events, v->name, what, queue);
     if (old & SM_VIRTIO_DRIVER_OK)
         interrupt(v, SM_VIRTIO_ISR_CONFIG); /* 2.1.2 */
+}
+
+int sm_virtio_take(struct sm_virtio *v, unsigned queue)
+{
+    if (v->irq.fd < 0)
+        return -ENOTSUP;
+    v->queues[queue].taken = true;
+    /* Who raises the interrupt cannot set the ISR: the register always says that a
+     * queue may have something, which is allowed to be wrong. */
+    __atomic_store_n(&v->taken, true, __ATOMIC_RELEASE);
+    return 0;
 }
 
 static void on_kick(struct sm_io_watch *watch, uint32_t events)
@@ -171,12 +184,12 @@ static int start(void *arg)
     v->running = true;
     if (v->class->start)
         v->class->start(v);
-    for (unsigned i = 0; i < v->class->queues; i++) {
+    for (unsigned i = 0; i < v->queue_count; i++) {
         struct sm_virtio_queue *q = &v->queues[i];
 
         if (!q->vq.size)
             continue;
-        if (sm_io_watch(v->io, &q->watch, q->kick_fd, EPOLLIN, on_kick, q))
+        if (!q->taken && sm_io_watch(v->io, &q->watch, q->kick_fd, EPOLLIN, on_kick, q))
             sm_virtio_fail(v, i, "cannot watch the queue");
         /* What was made available before DRIVER_OK, or before a save, is not
          * kicked for again. */
@@ -198,17 +211,25 @@ static int stop(void *arg)
 {
     struct sm_virtio *v = arg;
 
-    for (unsigned i = 0; i < v->class->queues; i++)
+    for (unsigned i = 0; i < v->queue_count; i++)
         stop_queue(&v->queues[i]);
     if (v->running && v->class->stop)
         v->class->stop(v);
     v->running = false;
+    for (unsigned i = 0; i < v->queue_count; i++)
+        v->queues[i].taken = false;
+    __atomic_store_n(&v->taken, false, __ATOMIC_RELEASE);
     return 0;
 }
 
+/* Queues that others work on are stopped together. */
 static int stop_one(void *arg)
 {
-    stop_queue(arg);
+    struct sm_virtio_queue *q = arg;
+
+    if (q->taken)
+        return stop(q->virtio);
+    stop_queue(q);
     return 0;
 }
 
@@ -218,7 +239,7 @@ static void reset_locked(struct sm_virtio *v)
     __atomic_store_n(&v->status, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&v->isr, 0, __ATOMIC_RELAXED);
     v->features = 0;
-    for (unsigned i = 0; i < v->class->queues; i++) {
+    for (unsigned i = 0; i < v->queue_count; i++) {
         struct sm_virtio_queue *q = &v->queues[i];
 
         q->size = 0;
@@ -290,14 +311,16 @@ void sm_virtio_reset(struct sm_virtio *v)
 void sm_virtio_save(struct sm_virtio *v, struct sm_state_writer *w)
 {
     pthread_mutex_lock(&v->lock);
+    if (v->taken)
+        w->error = -EBUSY;
     sm_state_begin(w, "virtio", 1);
     sm_state_put_u32(w, v->class->id);
     sm_state_put_u64(w, v->features);
     sm_state_put_u8(w, status_of(v));
     sm_state_put_u8(w, __atomic_load_n(&v->isr, __ATOMIC_RELAXED));
     sm_state_put_u32(w, v->generation);
-    sm_state_put_u8(w, (uint8_t)v->class->queues);
-    for (unsigned i = 0; i < v->class->queues; i++) {
+    sm_state_put_u8(w, (uint8_t)v->queue_count);
+    for (unsigned i = 0; i < v->queue_count; i++) {
         const struct sm_virtio_queue *q = &v->queues[i];
 
         sm_state_put_u16(w, q->size);
@@ -351,11 +374,11 @@ static int load_section(struct sm_virtio *v, struct sm_state_reader *r)
     v->status = sm_state_get_u8(r);
     v->isr = sm_state_get_u8(r);
     v->generation = sm_state_get_u32(r);
-    if (sm_state_get_u8(r) != v->class->queues)
+    if (sm_state_get_u8(r) != v->queue_count)
         return -EBADMSG;
     if (v->status & SM_VIRTIO_FEATURES_OK && v->features & ~v->offered)
         return -EBADMSG;
-    for (unsigned i = 0; i < v->class->queues; i++)
+    for (unsigned i = 0; i < v->queue_count; i++)
         if (load_queue(v, &v->queues[i], r))
             return -EBADMSG;
     sm_state_close(r);

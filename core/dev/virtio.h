@@ -35,7 +35,7 @@ struct sm_mem;
 struct sm_virtio;
 struct sm_virtio_mmio;
 
-#define SM_VIRTIO_QUEUES 4 /* most queues of a device */
+#define SM_VIRTIO_QUEUES 17 /* most queues of a device: a card of eight pairs */
 #define SM_VIRTIO_CONFIG_BYTES 64
 
 /* Device status, 2.1. */
@@ -94,6 +94,7 @@ struct sm_virtio_queue {
     unsigned index;
     int kick_fd; /* eventfd: ioeventfd, QueueNotify, or ourselves */
     struct sm_io_watch watch;
+    bool taken; /* another works on its ring, from start to stop; its kicks are not ours */
     struct sm_virtq vq;
     /* what the driver set, under lock; taken over when the queue is started */
     uint16_t size;
@@ -117,8 +118,10 @@ struct sm_virtio {
     struct sm_trace *trace;     /* may be NULL */
     bool traces_itself;         /* the device type tells more of a request */
     bool running;               /* I/O thread */
+    bool taken;                 /* atomic: some queue is */
     uint8_t config[SM_VIRTIO_CONFIG_BYTES];
     unsigned config_bytes;
+    unsigned queue_count; /* set before init, or the class's */
     struct sm_virtio_queue queues[SM_VIRTIO_QUEUES];
 };
 
@@ -139,6 +142,10 @@ void sm_virtio_kicks_off(struct sm_virtio *v, unsigned queue);
 bool sm_virtio_kicks_on(struct sm_virtio *v, unsigned queue);
 /* Come back to class->kick soon, after other work of this thread. */
 void sm_virtio_again(struct sm_virtio *v, unsigned queue);
+/* For start: the rings of a queue are worked on by another, who has its kick_fd and
+ * the interrupt's descriptor; it stops before class->stop returns. A device with such
+ * a queue is not saved. -ENOTSUP: an interrupt has no descriptor here. */
+int sm_virtio_take(struct sm_virtio *v, unsigned queue);
 /* The driver broke the rules (2.1.2): what is a static sentence. */
 void sm_virtio_fail(struct sm_virtio *v, unsigned queue, const char *what);
 /* Whether the driver negotiated it; constant while running. */

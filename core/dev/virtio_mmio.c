@@ -73,7 +73,7 @@ static struct sm_virtio_queue *selected(struct sm_virtio_mmio *m)
 {
     struct sm_virtio *v = m->virtio;
 
-    return m->queue_sel < v->class->queues ? &v->queues[m->queue_sel] : NULL;
+    return m->queue_sel < v->queue_count ? &v->queues[m->queue_sel] : NULL;
 }
 
 static uint64_t read_config(const struct sm_virtio *v, uint64_t off, unsigned len)
@@ -132,7 +132,8 @@ static uint64_t mmio_read(void *dev, uint64_t off, unsigned len)
     if (len != 4)
         return 0;
     if (off == INTERRUPT_STATUS)
-        return __atomic_load_n(&m->virtio->isr, __ATOMIC_ACQUIRE);
+        return __atomic_load_n(&m->virtio->isr, __ATOMIC_ACQUIRE) |
+               (__atomic_load_n(&m->virtio->taken, __ATOMIC_ACQUIRE) ? SM_VIRTIO_ISR_QUEUE : 0);
     pthread_mutex_lock(&m->virtio->lock);
     value = read_register(m, off);
     pthread_mutex_unlock(&m->virtio->lock);
@@ -236,12 +237,12 @@ int sm_virtio_mmio_create(struct sm_virtio *v, struct sm_virtio_mmio **out)
 
 unsigned sm_virtio_mmio_queues(const struct sm_virtio_mmio *mmio)
 {
-    return mmio->virtio->class->queues;
+    return mmio->virtio->queue_count;
 }
 
 int sm_virtio_mmio_queue_fd(const struct sm_virtio_mmio *mmio, unsigned queue)
 {
-    if (queue >= mmio->virtio->class->queues)
+    if (queue >= mmio->virtio->queue_count)
         return -EINVAL;
     return mmio->virtio->queues[queue].kick_fd;
 }

@@ -12,6 +12,10 @@
  * Too few buffers: they are given back, the frame waits in the backend, and
  * the next kick of the queue asks for it.
  *
+ * Several pairs of queues (MQ): the driver says by the control queue how many it
+ * uses; a frame goes to the one that net_steer.h names. A backend that works on the
+ * rings itself (vhost) steers for itself, and only the control queue is ours.
+ *
  * Threads: the device's I/O thread; the counters are read by others.
  */
 #include "dev/virtio_net.h"
@@ -20,11 +24,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dev/net_steer.h"
 #include "event.h"
+#include "state.h"
 
 #define ID_NET 1
-#define RX 0
-#define TX 1
 #define QUEUE_SIZE 256
 #define TX_BATCH 64
 #define RX_IOV 1024 /* buffers of one frame; a page each would be 17 */
@@ -41,20 +45,49 @@
 #define F_HOST_ECN (1ull << 13)
 #define F_MRG_RXBUF (1ull << 15)
 #define F_STATUS (1ull << 16)
+#define F_CTRL_VQ (1ull << 17)
+#define F_MQ (1ull << 22)
 
 #define STATUS_LINK_UP 1
+
+/* 5.1.6.5: the control queue's commands that there are, and its answers. */
+#define CTRL_MQ 4
+#define CTRL_MQ_PAIRS_SET 0
+#define CTRL_OK 0
+#define CTRL_ERR 1
 
 struct net {
     struct sm_virtio virtio;
     struct sm_net *backend;
     struct sm_virtio_net_stats stats;
-    bool tx_waits; /* for writable */
+    unsigned pairs, active; /* there are; the driver uses */
+    uint32_t rx_filled;     /* queues to be notified, bits */
+    bool tx_waits;          /* for writable */
+    struct sm_net_steer steer;
     struct iovec rx_iov[RX_IOV];
     struct {
         uint16_t head;
         uint32_t bytes;
     } rx_chains[QUEUE_SIZE];
 };
+
+/* 5.1.2: receiveq1, transmitq1, … and, last, the control queue: after all pairs
+ * with MQ, after the first without. */
+static unsigned rx_queue(unsigned pair)
+{
+    return 2 * pair;
+}
+
+static bool is_tx(unsigned queue)
+{
+    return queue & 1;
+}
+
+static bool is_ctrl(const struct net *n, unsigned queue)
+{
+    return sm_virtio_has(&n->virtio, F_CTRL_VQ) &&
+           queue == (sm_virtio_has(&n->virtio, F_MQ) ? 2 * n->pairs : 2);
+}
 
 static void count(uint64_t *counter, uint64_t by)
 {
@@ -95,8 +128,16 @@ static bool check_header(const struct sm_virtio *v, struct sm_net_hdr *h, size_t
            h->hdr_len <= frame;
 }
 
+static void learn(struct net *n, unsigned queue, const struct iovec *iov, unsigned parts)
+{
+    uint8_t head[SM_NET_STEER_BYTES];
+    size_t len = sm_iov_read(iov, parts, head, sizeof(head));
+
+    n->steer.pair[sm_net_steer_entry(head, len)] = (uint8_t)(queue / 2);
+}
+
 /* One chain. -EAGAIN: the backend is full. */
-static int send_chain(struct net *n, const struct sm_virtq_chain *chain)
+static int send_chain(struct net *n, unsigned queue, const struct sm_virtq_chain *chain)
 {
     struct sm_net_hdr h;
     struct iovec *rest = chain->iov;
@@ -106,7 +147,7 @@ static int send_chain(struct net *n, const struct sm_virtq_chain *chain)
     int err;
 
     if (sm_iov_read(chain->iov, chain->out, &h, sizeof(h)) < sizeof(h)) {
-        sm_virtio_fail(&n->virtio, TX, "frame without room for its header");
+        sm_virtio_fail(&n->virtio, queue, "frame without room for its header");
         return 0;
     }
     frame = (size_t)chain->out_bytes - sizeof(h);
@@ -116,6 +157,8 @@ static int send_chain(struct net *n, const struct sm_virtq_chain *chain)
         return 0;
     }
     parts = sm_iov_skip(&rest, chain->out, sizeof(h));
+    if (n->active > 1)
+        learn(n, queue, rest, parts);
     memcpy(all + 1, rest, parts * sizeof(*rest));
     err = n->backend->ops->tx(n->backend, all, parts + 1, sizeof(h) + frame);
     if (!err) {
@@ -125,32 +168,32 @@ static int send_chain(struct net *n, const struct sm_virtq_chain *chain)
     return err;
 }
 
-static void kick_tx(struct net *n)
+static void kick_tx(struct net *n, unsigned queue)
 {
     struct sm_virtio *v = &n->virtio;
     struct iovec iov[SM_VIRTQ_SEGS];
     struct sm_virtq_chain chain = { .iov = iov, .cap = SM_VIRTQ_SEGS };
     unsigned taken = 0;
 
-    sm_virtio_kicks_off(v, TX);
+    sm_virtio_kicks_off(v, queue);
     do {
-        while (taken < TX_BATCH && !n->tx_waits && sm_virtio_pop(v, TX, &chain)) {
-            if (send_chain(n, &chain) == -EAGAIN) {
-                sm_virtq_unpop(&v->queues[TX].vq, 1);
+        while (taken < TX_BATCH && !n->tx_waits && sm_virtio_pop(v, queue, &chain)) {
+            if (send_chain(n, queue, &chain) == -EAGAIN) {
+                sm_virtq_unpop(&v->queues[queue].vq, 1);
                 n->tx_waits = true;
                 break;
             }
-            sm_virtio_push(v, TX, chain.head, 0);
+            sm_virtio_push(v, queue, chain.head, 0);
             taken++;
         }
         if (n->tx_waits)
             break;
         if (taken == TX_BATCH) {
-            sm_virtio_again(v, TX);
+            sm_virtio_again(v, queue);
             break;
         }
-    } while (sm_virtio_kicks_on(v, TX));
-    sm_virtio_notify(v, TX);
+    } while (sm_virtio_kicks_on(v, queue));
+    sm_virtio_notify(v, queue);
 }
 
 static void on_writable(void *dev)
@@ -159,16 +202,16 @@ static void on_writable(void *dev)
 
     if (n->tx_waits) {
         n->tx_waits = false;
-        if (n->virtio.running)
-            kick_tx(n);
+        for (unsigned pair = 0; pair < n->pairs && n->virtio.running; pair++)
+            kick_tx(n, rx_queue(pair) + 1);
     }
 }
 
 /* ---- backend → guest ---- */
 
 /* Pop buffers for `want` bytes. Their number, their room in *got. */
-static unsigned take_buffers(struct net *n, size_t want, unsigned most, unsigned *iovs,
-                             uint64_t *got)
+static unsigned take_buffers(struct net *n, unsigned queue, size_t want, unsigned most,
+                             unsigned *iovs, uint64_t *got)
 {
     unsigned chains = 0, used = 0;
 
@@ -176,7 +219,7 @@ static unsigned take_buffers(struct net *n, size_t want, unsigned most, unsigned
     while (*got < want && chains < most && used + SM_VIRTQ_SEGS <= RX_IOV) {
         struct sm_virtq_chain chain = { .iov = n->rx_iov + used, .cap = SM_VIRTQ_SEGS };
 
-        if (!sm_virtio_pop(&n->virtio, RX, &chain))
+        if (!sm_virtio_pop(&n->virtio, queue, &chain))
             break;
         /* Readable parts of a receive buffer are no use to anybody. */
         memmove(chain.iov, chain.iov + chain.out, chain.in * sizeof(*chain.iov));
@@ -190,10 +233,10 @@ static unsigned take_buffers(struct net *n, size_t want, unsigned most, unsigned
     return chains;
 }
 
-static void fill(struct net *n, unsigned chains, unsigned iovs, struct sm_net_hdr *h,
-                 const void *frame, size_t len)
+static void fill(struct net *n, unsigned queue, unsigned chains, unsigned iovs,
+                 struct sm_net_hdr *h, const void *frame, size_t len)
 {
-    struct sm_virtq *vq = &n->virtio.queues[RX].vq;
+    struct sm_virtq *vq = &n->virtio.queues[queue].vq;
     struct iovec *at = n->rx_iov;
     size_t left = sizeof(*h) + len;
 
@@ -208,6 +251,7 @@ static void fill(struct net *n, unsigned chains, unsigned iovs, struct sm_net_hd
         left -= part;
     }
     sm_virtq_publish(vq);
+    n->rx_filled |= 1u << queue;
     count(&n->stats.rx_frames, 1);
     count(&n->stats.rx_bytes, len);
 }
@@ -234,6 +278,17 @@ static bool fit_header(const struct sm_virtio *v, struct sm_net_hdr *h, size_t l
     }
 }
 
+/* The pair a frame belongs to, as far as the driver still uses it. */
+static unsigned steer(const struct net *n, const void *frame, size_t len)
+{
+    unsigned pair;
+
+    if (n->active == 1)
+        return 0;
+    pair = n->steer.pair[sm_net_steer_entry(frame, len)];
+    return pair < n->active ? pair : 0;
+}
+
 static bool on_rx(void *dev, const struct sm_net_hdr *hdr, const void *frame, size_t len)
 {
     struct net *n = dev;
@@ -241,6 +296,8 @@ static bool on_rx(void *dev, const struct sm_net_hdr *hdr, const void *frame, si
     struct sm_net_hdr h = *hdr;
     bool merge = sm_virtio_has(v, F_MRG_RXBUF);
     size_t want = sizeof(h) + len;
+    unsigned queue = rx_queue(steer(n, frame, len));
+    struct sm_virtq *vq = &v->queues[queue].vq;
 
     if (!v->running || !fit_header(v, &h, len)) {
         count(&n->stats.rx_dropped, 1);
@@ -250,21 +307,20 @@ static bool on_rx(void *dev, const struct sm_net_hdr *hdr, const void *frame, si
         unsigned iovs, chains;
         uint64_t got;
 
-        chains = take_buffers(n, want, merge ? QUEUE_SIZE : 1, &iovs, &got);
+        chains = take_buffers(n, queue, want, merge ? QUEUE_SIZE : 1, &iovs, &got);
         if (got >= want) {
-            fill(n, chains, iovs, &h, frame, len);
+            fill(n, queue, chains, iovs, &h, frame, len);
             return true;
         }
-        sm_virtq_unpop(&v->queues[RX].vq, chains);
-        if (!v->queues[RX].vq.size || v->queues[RX].vq.fault ||
+        sm_virtq_unpop(vq, chains);
+        if (!vq->size || vq->fault ||
             (chains && (!merge || chains == QUEUE_SIZE || iovs + SM_VIRTQ_SEGS > RX_IOV))) {
             /* It will never fit, whatever the driver adds. */
             count(&n->stats.rx_dropped, 1);
             return true;
         }
         /* A kick for the first buffer beyond those there are. */
-        if (!sm_virtq_kicks_on_after(&v->queues[RX].vq,
-                                     (uint16_t)(v->queues[RX].vq.next_avail + chains)))
+        if (!sm_virtq_kicks_on_after(vq, (uint16_t)(vq->next_avail + chains)))
             return false;
     }
 }
@@ -273,8 +329,10 @@ static void on_flush(void *dev)
 {
     struct net *n = dev;
 
-    if (n->virtio.running)
-        sm_virtio_notify(&n->virtio, RX);
+    for (unsigned pair = 0; pair < n->pairs && n->virtio.running; pair++)
+        if (n->rx_filled & 1u << rx_queue(pair))
+            sm_virtio_notify(&n->virtio, rx_queue(pair));
+    n->rx_filled = 0;
 }
 
 static void on_gone(void *dev, const char *why)
@@ -284,6 +342,43 @@ static void on_gone(void *dev, const char *why)
     if (n->virtio.events)
         sm_events_notice(n->virtio.events, n->virtio.name, why, 0);
     on_writable(n); /* what waits is lost, as with any cable pulled */
+}
+
+/* ---- the control queue ---- */
+
+/* One command: {class, command} and its data. */
+static uint8_t obey(struct net *n, const struct sm_virtq_chain *chain)
+{
+    uint8_t c[4];
+    unsigned pairs;
+
+    if (sm_iov_read(chain->iov, chain->out, c, sizeof(c)) < sizeof(c) || c[0] != CTRL_MQ ||
+        c[1] != CTRL_MQ_PAIRS_SET || !sm_virtio_has(&n->virtio, F_MQ))
+        return CTRL_ERR;
+    pairs = c[2] | (unsigned)c[3] << 8;
+    if (!pairs || pairs > n->pairs)
+        return CTRL_ERR;
+    if (n->backend->ops->use_pairs && n->backend->ops->use_pairs(n->backend, pairs))
+        return CTRL_ERR;
+    n->active = pairs;
+    return CTRL_OK;
+}
+
+static void kick_ctrl(struct net *n, unsigned queue)
+{
+    struct sm_virtio *v = &n->virtio;
+    struct iovec iov[SM_VIRTQ_SEGS];
+    struct sm_virtq_chain chain = { .iov = iov, .cap = SM_VIRTQ_SEGS };
+
+    do {
+        while (sm_virtio_pop(v, queue, &chain)) {
+            uint8_t ack = obey(n, &chain);
+
+            sm_virtio_push(v, queue, chain.head,
+                           (uint32_t)sm_iov_write(iov + chain.out, chain.in, &ack, 1));
+        }
+    } while (sm_virtio_kicks_on(v, queue));
+    sm_virtio_notify(v, queue);
 }
 
 /* ---- life ---- */
@@ -303,6 +398,9 @@ static void net_start(struct sm_virtio *v)
         offloads |= SM_NET_OFFLOAD_ECN;
     n->tx_waits = false;
     n->backend->ops->start(n->backend, offloads);
+    if (n->backend->ops->take_rings &&
+        n->backend->ops->take_rings(n->backend, v, sm_virtio_has(v, F_MQ) ? n->pairs : 1))
+        sm_virtio_fail(v, 0, "vhost does not take the queues");
 }
 
 static void net_stop(struct sm_virtio *v)
@@ -310,16 +408,48 @@ static void net_stop(struct sm_virtio *v)
     struct net *n = (struct net *)v;
 
     n->backend->ops->stop(n->backend);
+    n->active = 1;
 }
 
 static void net_kick(struct sm_virtio *v, unsigned queue)
 {
     struct net *n = (struct net *)v;
 
-    if (queue == TX)
-        kick_tx(n);
+    if (is_ctrl(n, queue))
+        kick_ctrl(n, queue);
+    else if (is_tx(queue))
+        kick_tx(n, queue);
     else
         n->backend->ops->pull(n->backend);
+}
+
+/* What a card of one pair saves is what it saved before there were several. */
+static void net_save(struct sm_virtio *v, struct sm_state_writer *w)
+{
+    struct net *n = (struct net *)v;
+
+    if (n->pairs > 1) {
+        sm_state_begin(w, "netpairs", 1);
+        sm_state_put_u8(w, (uint8_t)n->active);
+        sm_state_end(w);
+    }
+}
+
+static int net_load(struct sm_virtio *v, struct sm_state_reader *r)
+{
+    struct net *n = (struct net *)v;
+    unsigned active;
+
+    if (n->pairs == 1)
+        return 0;
+    if (sm_state_open(r, "netpairs") != 1)
+        return -EBADMSG;
+    active = sm_state_get_u8(r);
+    sm_state_close(r);
+    if (r->error || !active || active > n->pairs)
+        return -EBADMSG;
+    n->active = active;
+    return 0;
 }
 
 static void net_destroy(struct sm_virtio *v)
@@ -339,6 +469,8 @@ static const struct sm_virtio_class net_class = {
     .start = net_start,
     .stop = net_stop,
     .kick = net_kick,
+    .save = net_save,
+    .load = net_load,
     .destroy = net_destroy,
 };
 
@@ -350,6 +482,8 @@ static uint64_t features(const struct sm_virtio_net_config *cfg)
 
     if (cfg->mtu)
         f |= F_MTU;
+    if (cfg->pairs > 1)
+        f |= F_CTRL_VQ | F_MQ;
     if (off & SM_NET_OFFLOAD_CSUM)
         f |= F_CSUM | F_GUEST_CSUM;
     if (off & SM_NET_OFFLOAD_TSO4)
@@ -364,7 +498,7 @@ static uint64_t features(const struct sm_virtio_net_config *cfg)
 /* struct virtio_net_config (5.1.4) as far as mtu. */
 static void set_config(struct sm_virtio *v, const struct sm_virtio_net_config *cfg)
 {
-    uint16_t status = STATUS_LINK_UP, pairs = 1;
+    uint16_t status = STATUS_LINK_UP, pairs = (uint16_t)(cfg->pairs > 1 ? cfg->pairs : 1);
 
     memcpy(v->config, cfg->mac, 6);
     memcpy(v->config + 6, &status, 2);
@@ -379,12 +513,16 @@ int sm_virtio_net_create(const struct sm_virtio_env *env, const struct sm_virtio
     struct net *n;
     int err;
 
-    if (cfg->mtu && (cfg->mtu < 68 || cfg->mtu > SM_NET_MAX_MTU))
+    if ((cfg->mtu && (cfg->mtu < 68 || cfg->mtu > SM_NET_MAX_MTU)) ||
+        cfg->pairs > SM_VIRTIO_NET_MAX_PAIRS)
         return -EINVAL;
     n = calloc(1, sizeof(*n));
     if (!n)
         return -ENOMEM;
     n->backend = cfg->net;
+    n->pairs = cfg->pairs > 1 ? cfg->pairs : 1;
+    n->active = 1;
+    n->virtio.queue_count = n->pairs > 1 ? 2 * n->pairs + 1 : 2;
     err = sm_virtio_init(&n->virtio, env, &net_class, features(cfg));
     if (err) {
         free(n);

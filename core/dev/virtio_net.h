@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * virtio-net (VIRTIO 1.2, 5.1): one pair of queues in front of a backend
- * (net.h), mergeable receive buffers, checksum and segmentation offloads where
- * the backend takes them. No control queue: there is no filter to program, the
- * backend's policy sees every frame anyway.
+ * virtio-net (VIRTIO 1.2, 5.1): pairs of queues in front of a backend (net.h),
+ * mergeable receive buffers, checksum and segmentation offloads where the backend
+ * takes them. A control queue only where there are several pairs, to say how many
+ * are used: there is no filter to program, the backend's policy sees every frame
+ * anyway.
  */
 #ifndef SM_VIRTIO_NET_H
 #define SM_VIRTIO_NET_H
@@ -12,9 +13,12 @@
 #include "dev/virtio.h"
 #include "dev/virtio_mmio.h"
 
+#define SM_VIRTIO_NET_MAX_PAIRS 8
+
 struct sm_virtio_net_config {
     uint8_t mac[6];
     uint16_t mtu;       /* 68 … SM_NET_MAX_MTU; 0: not told */
+    unsigned pairs;     /* … SM_VIRTIO_NET_MAX_PAIRS; 0 is 1 */
     struct sm_net *net; /* the device's on success */
 };
 

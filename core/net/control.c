@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "confine.h"
+#include "tap.h"
 
 #define STAT_FLOWS 256
 
@@ -235,16 +236,11 @@ static int plug_user(struct sm_control *c, struct sm_nic *nic)
 static int plug_tap(struct sm_control *c, struct sm_nic *nic, char name[16])
 {
     int err = sm_tap_create(nic, name, &nic->backend);
-    const char *why = err == -EPERM || err == -EACCES
-                          ? "no permission; let root make it for you: ip tuntap add mode tap user $USER name NAME"
-                      : err == -ENOENT ? "this machine has no /dev/net/tun"
-                      : err == -EBUSY  ? "in use"
-                                       : strerror(-err);
 
     nic->policy.link = true;
     /* The gateway is another machine here, not our stand-in for the host. */
     nic->policy.gw4.family = nic->policy.gw6.family = 0;
-    return err ? fail(c, err, "tap %s: %s", name, why) : 0;
+    return err ? fail(c, err, "tap %s: %s", name, sm_tap_why(err, false)) : 0;
 }
 
 static int plug_wire(struct sm_control *c, struct sm_nic *nic, const char *peer)

@@ -1,26 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A tap device: frames go into the host's own network stack. The device is
- * somebody's to set up (address, bridge, masquerade); one that exists and is
- * owned by the user needs no privilege, making one needs CAP_NET_ADMIN.
+ * somebody's to set up (address, bridge, masquerade).
  *
  * Offloads pass through: the header of a frame is the same one that the tap
- * speaks (IFF_VNET_HDR), and what the guest's driver takes is told to the tap.
+ * speaks, and what the guest's driver takes is told to the tap.
  *
- * Source: Linux Documentation/networking/tuntap.rst. Threads: one.
+ * Threads: one.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/if_tun.h>
-#include <net/if.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "backends.h"
+#include "tap.h"
+
 
 #define BATCH 64
 
@@ -66,16 +61,7 @@ static void tap_serve(struct sm_backend *b, struct sm_poll *poll)
 
 static void tap_offloads(struct sm_backend *b, unsigned offloads)
 {
-    unsigned long f = 0;
-
-    if (offloads & SM_NET_OFFLOAD_CSUM) {
-        f |= TUN_F_CSUM;
-        f |= offloads & SM_NET_OFFLOAD_TSO4 ? TUN_F_TSO4 : 0;
-        f |= offloads & SM_NET_OFFLOAD_TSO6 ? TUN_F_TSO6 : 0;
-        if (f & (TUN_F_TSO4 | TUN_F_TSO6) && offloads & SM_NET_OFFLOAD_ECN)
-            f |= TUN_F_TSO_ECN;
-    }
-    ioctl(((struct tap *)b)->fd, TUNSETOFFLOAD, f);
+    sm_tap_set_offloads(((struct tap *)b)->fd, offloads);
 }
 
 static void tap_destroy(struct sm_backend *b)
@@ -94,27 +80,18 @@ static const struct sm_backend_ops tap_ops = {
     .takes = SM_NET_OFFLOAD_ALL,
 };
 
-int sm_tap_create(struct sm_nic *nic, char name[16], struct sm_backend **out)
+int sm_tap_create(struct sm_nic *nic, char name[SM_TAP_NAME_BYTES], struct sm_backend **out)
 {
-    struct ifreq r = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
-    int header = sizeof(struct sm_net_hdr), err;
     struct tap *t = calloc(1, sizeof(*t));
+    int err;
 
     if (!t)
         return -ENOMEM;
-    memcpy(r.ifr_name, name, 15);
     t->backend = (struct sm_backend){ &tap_ops, nic };
-    t->fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    if (t->fd >= 0 && ioctl(t->fd, TUNSETIFF, &r) == 0 &&
-        ioctl(t->fd, TUNSETVNETHDRSZ, &header) == 0) {
-        snprintf(name, 16, "%s", r.ifr_name);
-        tap_offloads(&t->backend, 0);
+    err = sm_tap_open(name, false, &t->fd);
+    if (err)
+        free(t);
+    else
         *out = &t->backend;
-        return 0;
-    }
-    err = -errno;
-    if (t->fd >= 0)
-        close(t->fd);
-    free(t);
     return err;
 }

@@ -29,7 +29,7 @@ local function cards_of(vm)
         end
         list[i] = {
             type = card.type, mac = card.mac, mtu = card.mtu, policy = card.policy, allow = card.allow,
-            deny = card.deny, dns = card.dns, search = card.search, rate = card.rate,
+            deny = card.deny, dns = card.dns, search = card.search, rate = card.rate, queues = card.queues,
             on_flow = card.on_flow and true or nil, -- there was one: a copy without it would be freer
         }
     end

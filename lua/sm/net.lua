@@ -7,6 +7,7 @@
 -- A card exists before the worker connects to it, and everything that can be
 -- refused (a port that is taken, a tap without permission) is refused before
 -- the machine is made. The policy is in sm-net; what is here says it in words.
+-- A vhost card is the worker's and the host's kernel's alone: sm-net has no part in it.
 
 local uv = require "luv"
 local loop = require "sm.loop"
@@ -154,6 +155,13 @@ end
 
 local function open_card(self, card, cfg, dir, i)
     card.mac = card.mac or new_mac()
+    if card.vhost then
+        self.nets[i] = guest_side(card)
+        self.devices[i] = { "device.add", {
+            type = "net", tap = card.name, mac = card.mac, mtu = card.mtu, queues = card.queues,
+        } }
+        return true
+    end
     local path = ("%s/net%d.sock"):format(dir, i - 1)
     local res, err
     if card.type == "switch" then
@@ -170,9 +178,9 @@ local function open_card(self, card, cfg, dir, i)
     card.nic = res.nic
     self.devices[i] = { "device.add", {
         type = "net", path = path, mac = card.mac, mtu = card.mtu, vnet = true,
-        tso = card.type == "user" or card.type == "tap" or nil,
+        tso = card.type == "user" or card.type == "tap" or nil, queues = card.queues,
     } }
-    self.nets[i] = guest_side(card)
+    self.nets[i] = guest_side(card) -- a switch has given it an address
     return true
 end
 
@@ -242,7 +250,7 @@ function M.start(cfg, image, id, dir)
             copy[key] = value
         end
         self.cards[i] = copy
-        own = own or card.type ~= "switch"
+        own = own or not (card.type == "switch" or card.vhost)
     end
     local ok, err = true, nil
     if own then
@@ -311,7 +319,7 @@ function Network:ready(vm)
     for _, card in ipairs(self.cards) do
         if card.type == "switch" then
             card.switch:joined(self, vm)
-        else
+        elseif card.nic then
             self.daemon:post("net.ready", { nic = card.nic })
         end
     end
@@ -331,6 +339,8 @@ function Network:capture(index, fd)
     local card = self.cards[index]
     if not card then
         return nil, ("capture: the VM has no network card %d (it has %d)"):format(index, #self.cards)
+    elseif card.vhost then
+        return nil, ("capture: the frames of a vhost card go past sm; tcpdump -i %s sees them"):format(card.name)
     end
     local res, err = daemon_of(self, card):call("net.capture", { nic = card.nic }, fd)
     return res and res.capture, err
@@ -356,9 +366,12 @@ end
 function Network:stats()
     local out = {}
     for i, card in ipairs(self.cards) do
-        local stats, err = daemon_of(self, card):call("net.stats", { nic = card.nic })
-        if not stats then
-            return nil, err
+        local stats, err = {}, nil -- the host's kernel counts for a vhost card, on its tap
+        if not card.vhost then
+            stats, err = daemon_of(self, card):call("net.stats", { nic = card.nic })
+            if not stats then
+                return nil, err
+            end
         end
         stats.type = card.type
         out[i] = stats

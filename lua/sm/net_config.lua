@@ -10,6 +10,8 @@
 --           mtu = 65520, pcap = "FILE", rate = { bytes = 1e6, packets = 1000 } }
 --   net = { { type = "tap", name = "tap0", address = "10.1.0.2/24",
 --             gateway = "10.1.0.1" }, switch, … }
+--   net = { type = "tap", name = "tap0", queues = 2, vhost = true, policy = "allow_all" }
+--                                    the host's kernel moves the frames, past any policy
 
 local M = {}
 
@@ -20,16 +22,17 @@ M.USER = {
 }
 M.MTU = { user = 65520, switch = 65520, tap = 1500, unix = 1500 }
 M.MAX_CARDS = 8
+M.MAX_QUEUES = 8
 
 local POLICIES = { deny_private = true, allow_all = true, deny = true }
 local COMMON = {
     type = true, policy = true, allow = true, deny = true, on_flow = true, mtu = true,
-    pcap = true, rate = true, mac = true,
+    pcap = true, rate = true, mac = true, queues = true,
 }
 local OWN = {
     user = { dns = true, search = true },
     tap = { name = true, address = true, gateway = true, address6 = true, gateway6 = true, dns = true,
-        search = true },
+        search = true, vhost = true },
     unix = { path = true, address = true, gateway = true, address6 = true, gateway6 = true, dns = true,
         search = true },
     switch = { switch = true, address = true },
@@ -119,15 +122,20 @@ local function parse_text(text)
         return nil, ("unknown network '%s' (known: user, none, tap=NAME, unix=PATH)"):format(text)
     end
     local out = { type = kind }
-    local words = { ip = "address", gw = "gateway", ip6 = "address6", gw6 = "gateway6", dns = "dns", mtu = "mtu", mac = "mac" }
+    local words = { ip = "address", gw = "gateway", ip6 = "address6", gw6 = "gateway6", dns = "dns", mtu = "mtu", mac = "mac",
+        queues = "queues" }
     local first, options = rest:match("^([^,]+),?(.*)$")
     out[kind == "tap" and "name" or "path"] = first
     for word in (options or ""):gmatch("[^,]+") do
         local key, value = word:match("^(%w+)=(.+)$")
-        if not key or not words[key] then
-            return nil, ("network '%s': unknown option '%s' (known: ip, gw, ip6, gw6, dns, mtu, mac)"):format(text, word)
+        if word == "vhost" and kind == "tap" then
+            out.vhost = true
+        elseif not key or not words[key] then
+            return nil, ("network '%s': unknown option '%s' (known: ip, gw, ip6, gw6, dns, mtu, mac, queues%s)"):format(
+                text, word, kind == "tap" and ", vhost" or "")
+        else
+            out[words[key]] = (key == "mtu" or key == "queues") and tonumber(value) or value
         end
-        out[words[key]] = key == "mtu" and tonumber(value) or value
     end
     return out
 end
@@ -142,6 +150,19 @@ local function check_addresses(out)
         end
         if out[f[2]] and M.family(out[f[2]]) ~= f[3] then
             return nil, ("%s: '%s' is no address"):format(f[2], out[f[2]])
+        end
+    end
+    return true
+end
+
+-- With vhost nothing of ours sees a frame: what asks for more than that is refused.
+local function check_vhost(out)
+    if out.policy ~= "allow_all" then
+        return nil, ("vhost: frames go past any policy, so policy has to be allow_all, not %s"):format(out.policy)
+    end
+    for _, key in ipairs { "allow", "deny", "on_flow", "pcap", "rate" } do
+        if out[key] ~= nil then
+            return nil, ("vhost: frames go past sm, so it cannot be had with %s"):format(key)
         end
     end
     return true
@@ -197,6 +218,15 @@ local function check_card(value)
         return nil, "tap: expected a device's name (15 letters, digits, '_', '.', '-' at most)"
     elseif out.type == "unix" and type(out.path) ~= "string" then
         return nil, "unix: expected a socket's path"
+    end
+    if out.queues ~= nil and not number_in(out.queues, 1, M.MAX_QUEUES) then
+        return nil, ("queues: expected 1 to %d, got %s"):format(M.MAX_QUEUES, tostring(out.queues))
+    end
+    if out.vhost then
+        local ok, err = check_vhost(out)
+        if not ok then
+            return nil, err
+        end
     end
     local rate = out.rate or {}
     for _, key in ipairs { "bytes", "packets" } do

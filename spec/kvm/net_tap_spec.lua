@@ -86,78 +86,10 @@ describe("two VMs on taps of two hosts", function()
     end)
 
     it("let no frame out that a guest has made up", function()
-        local MAC, PEER, ALL = "02:00:00:00:00:0b", "02:00:00:00:00:0a", "ff:ff:ff:ff:ff:ff"
-        local OTHER, SPOOF = "10.9.0.9", "10.9.0.77"
-        local a4, b4, o4 = f.ip4(A), f.ip4(B), f.ip4(OTHER)
-        local LL, SIX = "fe80::ff:fe00:b", "fd00::9"
-        local l6, s6, m6 = f.ip6(LL), f.ip6(SIX), f.ip6 "::ffff:a09:9"
-        local TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
-        local list, n = {}, 0
-        -- A frame, marked so that it is found again whatever becomes of its head.
-        local function mark()
-            n = n + 1
-            return ("leak-%02d-made-up-by-the-guest"):format(n)
-        end
-        local function ip(dst, proto, payload, more)
-            local packet = { src = B, dst = dst, proto = proto, payload = payload }
-            for key, value in pairs(more or {}) do
-                packet[key] = value
-            end
-            list[#list + 1] = f.ether(PEER, MAC, 0x0800, f.ipv4(packet))
-        end
-        local function six(dst, next, payload, src)
-            list[#list + 1] = f.ether(PEER, MAC, 0x86dd, f.ipv6 { src = src or LL, dst = dst, next = next, payload = payload })
-        end
-        -- What is not on the list, in every form.
-        ip(OTHER, TCP, f.tcp(b4, o4, 1000, 80, mark()))
-        ip(OTHER, UDP, f.udp(b4, o4, 1000, 53, mark()))
-        ip(OTHER, ICMP, f.echo(mark()))
-        ip(OTHER, TCP, f.tcp(b4, o4, 1000, 80, mark(), 0x10)) -- an ACK out of nothing
-        ip(OTHER, UDP, f.udp(b4, o4, 1000, 53, mark()), { options = "\1\1\1\0" })
-        ip(OTHER, 41, f.ipv6 { src = LL, dst = SIX, next = UDP, payload = f.udp(l6, s6, 1, 53, mark()) })
-        ip(OTHER, 47, "\0\0\8\0" .. mark())
-        ip("255.255.255.255", UDP, f.udp(b4, f.ip4 "255.255.255.255", 1000, 9, mark()))
-        ip("224.0.0.251", UDP, f.udp(b4, f.ip4 "224.0.0.251", 5353, 5353, mark()))
-        ip("127.0.0.1", UDP, f.udp(b4, f.ip4 "127.0.0.1", 1000, 53, mark()))
-        ip("169.254.169.254", TCP, f.tcp(b4, f.ip4 "169.254.169.254", 1000, 80, mark()))
-        -- To where it may go, but not so.
-        ip(A, UDP, f.udp(f.ip4(SPOOF), a4, 1000, 9, mark()), { src = SPOOF })
-        ip(A, UDP, f.udp(b4, a4, 1000, 53, mark())) -- another port
-        ip(A, UDP, f.udp(b4, a4, 1000, 53, mark()), { fragment = 0x2000 }) -- the first of several
-        ip(A, UDP, mark(), { fragment = 100, id = 77 }) -- one whose first was never there
-        ip(A, UDP, mark(), { fragment = 0x2001, id = 78 })
-        ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { version = 5 })
-        ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { ihl = 4 })
-        ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { ihl = 15 })
-        ip(A, UDP, f.udp(b4, a4, 1000, 9, mark()), { length = 1000 })
-        list[#list + 1] = f.ether(PEER, "02:00:00:00:00:77", 0x0800, f.ipv4 { src = B, dst = A, proto = UDP,
-            payload = f.udp(b4, a4, 1000, 9, mark()) })
-        list[#list + 1] = f.ether(PEER, MAC, 0x8100, string.pack(">I2I2", 7, 0x0800) .. f.ipv4 { src = B, dst = A,
-            proto = UDP, payload = f.udp(b4, a4, 1000, 9, mark()) })
-        list[#list + 1] = f.ether(ALL, MAC, 0x88cc, mark())
-        list[#list + 1] = f.ether(ALL, MAC, 50, ("\xaa"):rep(8) .. mark()) -- 802.3
-        -- IPv6: elsewhere, mapped, behind other heads, in other names.
-        six(SIX, UDP, f.udp(l6, s6, 1000, 53, mark()))
-        six("::ffff:a09:9", TCP, f.tcp(l6, m6, 1000, 80, mark()))
-        six("ff02::fb", UDP, f.udp(l6, f.ip6 "ff02::fb", 5353, 5353, mark()))
-        six(SIX, 0, string.pack(">BBI2I4", UDP, 0, 0x0104, 0) .. f.udp(l6, s6, 1000, 53, mark()))
-        six(SIX, 44, string.pack(">BBI2I4", UDP, 0, 0, 1) .. f.udp(l6, s6, 1000, 53, mark()))
-        six(SIX, 43, string.pack(">BBBBI4", UDP, 0, 0, 0, 0) .. f.udp(l6, s6, 1000, 53, mark()))
-        six("ff02::1", ICMP6, f.icmp6(l6, f.ip6 "ff02::1", 134, ("\0"):rep(12) .. mark())) -- a router
-        six("ff02::1", ICMP6, f.icmp6(l6, f.ip6 "ff02::1", 136, "\x20\0\0\0" .. s6 .. mark())) -- another's name
-        -- ARP in another's name; no room for a mark.
-        list[#list + 1] = f.ether(ALL, MAC, 0x0806, f.arp(2, MAC, A, ALL, A))
-        list[#list + 1] = f.ether(ALL, MAC, 0x0806, f.arp(1, MAC, SPOOF, ALL, A))
-        -- The last may go, so that there is something to see.
-        local seen = "may-go-made-up-by-the-guest"
-        ip(A, UDP, f.udp(b4, a4, 1000, 9, seen))
-
-        local input = {}
-        for k, frame in ipairs(list) do
-            input[k] = string.pack("<s2", frame)
-        end
+        local MAC, PEER = "02:00:00:00:00:0b", "02:00:00:00:00:0a"
+        local list, n, seen = f.made_up { mac = MAC, peer = PEER, address = B, friend = A, stranger = "10.9.0.9" }
         local file <close> = assert(io.open(dir .. "/frames", "wb"))
-        file:write(table.concat(input))
+        file:write(f.input(list))
         file:flush()
         sh(([[
             ip netns exec %s tcpdump -i v0 -U -w %s/raw.pcap 2>%s/tcpdump & t=$!
@@ -169,11 +101,7 @@ describe("two VMs on taps of two hosts", function()
                 spec.image "one", shell.quote(("echo %s | base64 -d > /tmp/rawsend; chmod 755 /tmp/rawsend; /tmp/rawsend eth0"):format(
                     (sh "base64 -w 0 build/guest/rawsend"))))), dir, dir, seen, dir))
         local pcap <close> = assert(io.open(dir .. "/raw.pcap", "rb"))
-        local leaked = {}
-        for what in pcap:read("a"):gmatch "leak%-%d%d" do
-            leaked[#leaked + 1] = what
-        end
-        assert.same({}, leaked)
+        assert.same({}, f.leaks(pcap:read "a"))
         assert.is_true(n > 25)
         local arp = sh(("tcpdump -n -e -r %s/raw.pcap arp and ether src %s 2>/dev/null"):format(dir, MAC))
         for line in arp:gmatch "[^\n]+" do

@@ -54,6 +54,29 @@ describe("a network's configuration", function()
         assert.matches("^add_host: 'a:b': expected NAME:ADDRESS", err_of { add_host = { "a:b" } })
     end)
 
+    it("lets the host's kernel have a tap's frames only where nothing is asked of them", function()
+        local card = assert(config.check {
+            net = { type = "tap", name = "tap7", vhost = true, queues = 2, policy = "allow_all" },
+        }).net[1]
+        assert.is_true(card.vhost)
+        assert.equal(2, card.queues)
+        local function refused(more)
+            local tap = { type = "tap", name = "tap7", vhost = true, policy = "allow_all" }
+            for key, value in pairs(more) do
+                tap[key] = value
+            end
+            return err_of { net = tap }
+        end
+        assert.equal("net: vhost: frames go past any policy, so policy has to be allow_all, not deny_private",
+            err_of { net = "tap=tap7,vhost" })
+        for key, value in pairs { allow = { "10.0.0.1" }, deny = { "10.0.0.1" }, on_flow = print, pcap = "x", rate = {} } do
+            assert.equal("net: vhost: frames go past sm, so it cannot be had with " .. key, refused { [key] = value })
+        end
+        assert.equal("net: queues: expected 1 to 8, got 9", refused { queues = 9 })
+        assert.matches("unknown key 'vhost' of a user network", err_of { net = { type = "user", vhost = true } })
+        assert.matches("unknown option 'vhost'", err_of { net = "unix=/x,vhost" })
+    end)
+
     it("reads ports as Docker does, but for 127.0.0.1", function()
         local ports = assert(net_config.publish { "8080:80", "53:53/udp", "0.0.0.0:1:2", "[::1]:3:4", "80" })
         assert.same({ udp = false, addr = "127.0.0.1", host = 8080, guest = 80 }, ports[1])

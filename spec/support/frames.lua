@@ -104,4 +104,102 @@ function M.arp(operation, sender_mac, sender, target_mac, target)
         .. M.ip4(target)
 end
 
+--- Frames that a guest makes up and no policy that opens but UDP port 9 of a friend
+--- lets out: each has a mark ("leak-NN"), so that it is found again whatever becomes of
+--- its head. The last one may go, with a mark of its own.
+---@param o { mac: string, peer: string, address: string, friend: string, stranger: string }
+---@return string[] frames
+---@return integer marks
+---@return string seen the last one's mark
+function M.made_up(o)
+    local MAC, PEER, ALL = o.mac, o.peer, "ff:ff:ff:ff:ff:ff"
+    local A, B, OTHER, SPOOF = o.friend, o.address, o.stranger, (o.address:gsub("%d+$", "77"))
+    local a4, b4, o4 = M.ip4(A), M.ip4(B), M.ip4(OTHER)
+    local LL, SIX = "fe80::ff:fe00:b", "fd00::9"
+    local l6, s6, m6 = M.ip6(LL), M.ip6(SIX), M.ip6 "::ffff:a09:9"
+    local TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
+    local list, n = {}, 0
+    -- A frame, marked so that it is found again whatever becomes of its head.
+    local function mark()
+        n = n + 1
+        return ("leak-%02d-made-up-by-the-guest"):format(n)
+    end
+    local function ip(dst, proto, payload, more)
+        local packet = { src = B, dst = dst, proto = proto, payload = payload }
+        for key, value in pairs(more or {}) do
+            packet[key] = value
+        end
+        list[#list + 1] = M.ether(PEER, MAC, 0x0800, M.ipv4(packet))
+    end
+    local function six(dst, next, payload, src)
+        list[#list + 1] = M.ether(PEER, MAC, 0x86dd, M.ipv6 { src = src or LL, dst = dst, next = next, payload = payload })
+    end
+    -- What is not on the list, in every form.
+    ip(OTHER, TCP, M.tcp(b4, o4, 1000, 80, mark()))
+    ip(OTHER, UDP, M.udp(b4, o4, 1000, 53, mark()))
+    ip(OTHER, ICMP, M.echo(mark()))
+    ip(OTHER, TCP, M.tcp(b4, o4, 1000, 80, mark(), 0x10)) -- an ACK out of nothing
+    ip(OTHER, UDP, M.udp(b4, o4, 1000, 53, mark()), { options = "\1\1\1\0" })
+    ip(OTHER, 41, M.ipv6 { src = LL, dst = SIX, next = UDP, payload = M.udp(l6, s6, 1, 53, mark()) })
+    ip(OTHER, 47, "\0\0\8\0" .. mark())
+    ip("255.255.255.255", UDP, M.udp(b4, M.ip4 "255.255.255.255", 1000, 9, mark()))
+    ip("224.0.0.251", UDP, M.udp(b4, M.ip4 "224.0.0.251", 5353, 5353, mark()))
+    ip("127.0.0.1", UDP, M.udp(b4, M.ip4 "127.0.0.1", 1000, 53, mark()))
+    ip("169.254.169.254", TCP, M.tcp(b4, M.ip4 "169.254.169.254", 1000, 80, mark()))
+    -- To where it may go, but not so.
+    ip(A, UDP, M.udp(M.ip4(SPOOF), a4, 1000, 9, mark()), { src = SPOOF })
+    ip(A, UDP, M.udp(b4, a4, 1000, 53, mark())) -- another port
+    ip(A, UDP, M.udp(b4, a4, 1000, 53, mark()), { fragment = 0x2000 }) -- the first of several
+    ip(A, UDP, mark(), { fragment = 100, id = 77 }) -- one whose first was never there
+    ip(A, UDP, mark(), { fragment = 0x2001, id = 78 })
+    ip(A, UDP, M.udp(b4, a4, 1000, 9, mark()), { version = 5 })
+    ip(A, UDP, M.udp(b4, a4, 1000, 9, mark()), { ihl = 4 })
+    ip(A, UDP, M.udp(b4, a4, 1000, 9, mark()), { ihl = 15 })
+    ip(A, UDP, M.udp(b4, a4, 1000, 9, mark()), { length = 1000 })
+    list[#list + 1] = M.ether(PEER, "02:00:00:00:00:77", 0x0800, M.ipv4 { src = B, dst = A, proto = UDP,
+        payload = M.udp(b4, a4, 1000, 9, mark()) })
+    list[#list + 1] = M.ether(PEER, MAC, 0x8100, string.pack(">I2I2", 7, 0x0800) .. M.ipv4 { src = B, dst = A,
+        proto = UDP, payload = M.udp(b4, a4, 1000, 9, mark()) })
+    list[#list + 1] = M.ether(ALL, MAC, 0x88cc, mark())
+    list[#list + 1] = M.ether(ALL, MAC, 50, ("\xaa"):rep(8) .. mark()) -- 802.3
+    -- IPv6: elsewhere, mapped, behind other heads, in other names.
+    six(SIX, UDP, M.udp(l6, s6, 1000, 53, mark()))
+    six("::ffff:a09:9", TCP, M.tcp(l6, m6, 1000, 80, mark()))
+    six("ff02::fb", UDP, M.udp(l6, M.ip6 "ff02::fb", 5353, 5353, mark()))
+    six(SIX, 0, string.pack(">BBI2I4", UDP, 0, 0x0104, 0) .. M.udp(l6, s6, 1000, 53, mark()))
+    six(SIX, 44, string.pack(">BBI2I4", UDP, 0, 0, 1) .. M.udp(l6, s6, 1000, 53, mark()))
+    six(SIX, 43, string.pack(">BBBBI4", UDP, 0, 0, 0, 0) .. M.udp(l6, s6, 1000, 53, mark()))
+    six("ff02::1", ICMP6, M.icmp6(l6, M.ip6 "ff02::1", 134, ("\0"):rep(12) .. mark())) -- a router
+    six("ff02::1", ICMP6, M.icmp6(l6, M.ip6 "ff02::1", 136, "\x20\0\0\0" .. s6 .. mark())) -- another's name
+    -- ARP in another's name; no room for a mark.
+    list[#list + 1] = M.ether(ALL, MAC, 0x0806, M.arp(2, MAC, A, ALL, A))
+    list[#list + 1] = M.ether(ALL, MAC, 0x0806, M.arp(1, MAC, SPOOF, ALL, A))
+    -- The last may go, so that there is something to see.
+    local seen = "may-go-made-up-by-the-guest"
+    ip(A, UDP, M.udp(b4, a4, 1000, 9, seen))
+    return list, n, seen
+end
+
+--- What rawsend.c reads: a length in front of each.
+---@param list string[]
+---@return string
+function M.input(list)
+    local out = {}
+    for i, frame in ipairs(list) do
+        out[i] = string.pack("<s2", frame)
+    end
+    return table.concat(out)
+end
+
+--- The marks of made-up frames in what was captured.
+---@param pcap string
+---@return string[]
+function M.leaks(pcap)
+    local out = {}
+    for what in pcap:gmatch "leak%-%d%d" do
+        out[#out + 1] = what
+    end
+    return out
+end
+
 return M

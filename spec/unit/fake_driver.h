@@ -28,7 +28,7 @@
 #define FAKE_WAIT_MS 20000
 #define FAKE_RAM_GPA 0x100000ull
 #define FAKE_RAM_BYTES (16ull << 20)
-#define FAKE_QUEUES 4
+#define FAKE_QUEUES 8
 
 struct fake_queue {
     uint16_t size;

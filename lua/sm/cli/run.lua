@@ -57,7 +57,8 @@ local M = {
         { "quiet", "q", nil, "no progress" },
         { "volume", "v", "SRC:DST", "shared folders: not there yet", kind = "list",
             absent = "shared folders are not there yet; copy files with a layer or vm:write_file" },
-        { "net", nil, "NETWORK", "user (default), none, tap=NAME[,ip=A/N,gw=A], unix=PATH", kind = "list" },
+        { "net", nil, "NETWORK", "user (default), none, tap=NAME[,ip=A/N,gw=A], unix=PATH;\n"
+            .. "with queues=N for several CPUs, and vhost for a tap that needs no policy", kind = "list" },
         { "network", nil, "NETWORK", "the same, as Docker spells it", kind = "list" },
         { "publish", "p", "[IP:]HOST:GUEST[/udp]", "reach a port of the guest; IP is 127.0.0.1 unless told",
             kind = "list" },
