@@ -3,7 +3,8 @@
 -- A machine that was booted to its init is saved by sm and by QEMU (a migration
 -- into a file) RUNS times, whole and while it runs (how long does it stand still?), and
 -- each of them makes it again RUNS times, in turn: from the start of a process to a
--- guest that runs, and to the first letter it says. The
+-- guest that runs, and to the first letter it says; of sm also from a program that runs
+-- already, as one that embeds it does (QEMU has but its process to compare with). The
 -- saved machines and sm itself lie in $XDG_RUNTIME_DIR, a tmpfs: in the lab the
 -- tree is on a 9p that caches nothing, which QEMU's program is not. In the counting
 -- lab a nanosecond is an instruction.
@@ -36,14 +37,22 @@ local function hear(w, pattern)
 end
 
 if arg[1] == "--again" then
-    local w = assert(worker.spawn { name = "again" })
-    assert(w:call("vm.create", { cpus = 1 }))
-    assert(w:call("device.add", { type = "serial" }))
-    assert(w:call("snapshot.load", { path = arg[2] }))
-    assert(w:call("vm.start", {}))
+    local w
+    local times = { uv.hrtime() } -- of a program that runs already
+    local function call(name, args)
+        assert(w:call(name, args))
+        times[#times + 1] = uv.hrtime() - times[1]
+    end
+    w = assert(worker.spawn { name = "again" })
+    call("vm.create", { cpus = 1 })
+    call("device.add", { type = "serial" })
+    call("snapshot.load", { path = arg[2] })
+    call("vm.start", {})
     print "running"
     io.stdout:flush()
     hear(w, "t")
+    times[#times + 1] = uv.hrtime() - times[1]
+    print("times " .. table.concat(times, " ", 2))
     print "speaks"
     io.stdout:flush()
     w:close()
@@ -249,7 +258,11 @@ local function again_sm()
     local running = process.wait(says "running")
     local speaks = process.wait(says "speaks")
     process.wait(gone)
-    return running, speaks
+    local times = {}
+    for t in process.text:match("times ([%d ]+)"):gmatch "%d+" do
+        times[#times + 1] = tonumber(t)
+    end
+    return running, speaks, times
 end
 
 -- ---------------------------------------------------------------- results
@@ -263,16 +276,25 @@ local sm_whole, sm_live = save_sm()
 local qemu_whole, qemu_live = save_qemu()
 install()
 local running, speaks = { sm = {}, qemu = {} }, { sm = {}, qemu = {} }
+local steps = { {}, {}, {}, {}, {} }
 for i = 1, runs do
-    running.sm[i], speaks.sm[i] = again_sm()
+    local times
+    running.sm[i], speaks.sm[i], times = again_sm()
+    for k, list in ipairs(steps) do
+        list[i] = times[k]
+    end
     running.qemu[i], speaks.qemu[i] = again_qemu()
 end
-print(("%-44s %12s %12s %8s"):format("a 256 MiB machine, median of " .. runs, "sm", "QEMU", "ratio"))
+print(("%-56s %12s %12s %8s"):format("a 256 MiB machine, median of " .. runs, "sm", "QEMU", "ratio"))
 local function row(what, a, b)
-    print(("%-44s %12.0f %12.0f %8.3f"):format(what .. ", us", a / 1000, b / 1000, a / b))
+    print(("%-56s %12.0f %12.0f %8.3f"):format(what .. ", us", a / 1000, b / 1000, a / b))
 end
 row("stands still while saved whole", median(sm_whole), median(qemu_whole))
 row("… copied while it runs", median(sm_live), median(qemu_live))
 row("start of the process to a guest that runs", median(running.sm), median(running.qemu))
 row("… to its first letter", median(speaks.sm), median(speaks.qemu))
+row("from a program that runs already to a guest that runs", median(steps[4]), median(running.qemu))
+row("… from snapshot.load to its answer", median(steps[3]) - median(steps[2]), median(running.qemu))
+row("… from snapshot.load to a guest that runs", median(steps[4]) - median(steps[2]), median(running.qemu))
+row("… from snapshot.load to its first letter", median(steps[5]) - median(steps[2]), median(speaks.qemu))
 os.execute("rm -rf " .. dir)

@@ -15,7 +15,7 @@ local PLACES = {
     public6 = "2606:2800:220:1::34", unique6 = "fd09::2",
 }
 local ORDER = { "public", "private", "shared", "metadata", "public6", "unique6" }
-local OPEN = 80
+local OPEN, LAST = 80, 7777 -- ports
 
 -- A guest that sends a file of frames, until the last of them has gone out.
 local SENDS = [[
@@ -73,10 +73,14 @@ describe("what a guest of the user network may reach", function()
     -- What passes the cable while ./sm does this on the inner host: what sm said.
     local function watched(tail)
         sh(([[
-            ip netns exec %s tcpdump -i v0 -U -w %s/pcap 'not icmp6' 2>%s/tcpdump & t=$!
+            ip netns exec %s tcpdump -i v0 -U -w %s/pcap --immediate-mode 'not icmp6' 2>%s/tcpdump & t=$!
             while ! grep -q listening %s/tcpdump; do sleep 0.1; done
             ip netns exec %s ./sm %s </dev/null >%s/out 2>&1 || true
-            kill -INT $t; wait $t 2>/dev/null || true]]):format(outer, dir, dir, dir, inner, tail, dir))
+            # tcpdump has seen all once it has seen this
+            while ! grep -q the-last-of-all %s/pcap; do
+                ip netns exec %s bash -c 'echo the-last-of-all >/dev/udp/192.0.2.3/%d'; sleep 0.1
+            done
+            kill -INT $t; wait $t 2>/dev/null || true]]):format(outer, dir, dir, dir, inner, tail, dir, dir, inner, LAST))
         local out <close> = assert(io.open(dir .. "/out", "rb"))
         return out:read "a"
     end
