@@ -9,7 +9,7 @@ local spec = require "support.vm"
 local uv = require "luv"
 
 local HOST, GUEST = "10.9.1.1", "10.9.1.2"
-local DOWN, UP = 4 << 20, 128 << 10 -- busybox's nc sends a frame for each KiB
+local DOWN, UP = 2 << 20, 128 << 10 -- busybox's nc sends a frame for each KiB
 
 describe("a card of several pairs of queues", function()
     local dir, tap, vm
@@ -56,13 +56,6 @@ describe("a card of several pairs of queues", function()
         assert.same({}, spec.settled_leftovers())
     end)
 
-    after_each(function()
-        if vm then
-            vm:close()
-            vm = nil
-        end
-    end)
-
     it("is on the user network", function()
         vm = start { type = "user", queues = 2, allow = { "host" } }
         assert.equal("rx-0\nrx-1\ntx-0\ntx-1\n", inside "ls /sys/class/net/eth0/queues")
@@ -73,20 +66,22 @@ describe("a card of several pairs of queues", function()
         vm:close()
         vm = assert(sm.restore(path))
         assert.equal(sh(("sha256sum <%s/data"):format(dir)), there_and_back "10.0.2.2")
+        vm:close()
         assert(sm.snapshot.remove(path))
     end)
 
     describe("whose frames go past sm", function()
-        local card
-
         setup(function()
             sh(("modprobe -q vhost_net 2>/dev/null || true; ip tuntap add %s mode tap multi_queue; "
                 .. "ip addr add %s/24 dev %s; ip link set %s up"):format(tap, HOST, tap, tap))
-            card = { type = "tap", name = tap, address = GUEST .. "/24", vhost = true, queues = 2, policy = "allow_all" }
+            vm = start { type = "tap", name = tap, address = GUEST .. "/24", vhost = true, queues = 2, policy = "allow_all" }
+        end)
+
+        teardown(function()
+            vm:close()
         end)
 
         it("carries bytes whole, in large segments, and no process of ours stands between", function()
-            vm = start(card)
             assert.equal("rx-0\nrx-1\ntx-0\ntx-1\n", inside "ls /sys/class/net/eth0/queues")
             local dump = uv.spawn("tcpdump", { args = { "-i", tap, "-n", "-w", dir .. "/pcap", "--immediate-mode", "-s", "96" },
                 stdio = { nil, nil, nil } }, function() end)
@@ -103,7 +98,6 @@ describe("a card of several pairs of queues", function()
         end)
 
         it("has a second life when the driver starts anew", function()
-            vm = start(card)
             inside(("d=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; "
                 .. "echo $d > unbind; echo $d > bind; ip addr add %s/24 dev eth0; ip link set eth0 up; ping -c 1 -W 5 %s"):format(
                 GUEST, HOST))
@@ -111,7 +105,6 @@ describe("a card of several pairs of queues", function()
         end)
 
         it("says what cannot be had with it, and goes on", function()
-            vm = start(card)
             local got, err = vm:snapshot { path = dir .. "/x.sms" }
             assert.is_nil(got)
             assert.matches("network card 1 is on a tap", err)
