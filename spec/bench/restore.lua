@@ -104,7 +104,7 @@ end
 
 -- sm where it is cached like any installed program.
 local function install()
-    assert(os.execute(("mkdir %s/build && cp -r sm lua %s/ && cp -r build/sm build/sm-worker %s/build/"):format(
+    assert(os.execute(("mkdir %s/build && cp -r sm lua spec/bench/restore.lua %s/ && cp -r build/sm build/sm-worker %s/build/"):format(
         dir, dir, dir)))
     uv.os_setenv("LUA_PATH", dir .. "/lua/?.lua")
     uv.os_setenv("LUA_CPATH", dir .. "/build/?.so;" .. package.cpath)
@@ -254,12 +254,12 @@ local function again_qemu()
 end
 
 local function again_sm()
-    local process = spawn(dir .. "/sm", { "spec/bench/restore.lua", "--again", saved.sm })
+    local process = spawn(dir .. "/sm", { dir .. "/restore.lua", "--again", saved.sm })
     local running = process.wait(says "running")
     local speaks = process.wait(says "speaks")
     process.wait(gone)
     local times = {}
-    for t in process.text:match("times ([%d ]+)"):gmatch "%d+" do
+    for t in process.text:match("times (%C+)"):gmatch "%S+" do
         times[#times + 1] = tonumber(t)
     end
     return running, speaks, times
@@ -267,9 +267,9 @@ end
 
 -- ---------------------------------------------------------------- results
 
-local function median(list)
-    table.sort(list)
-    return list[(#list + 1) // 2]
+-- The least: the counting lab's clock jumps ahead while everybody waits for a disk.
+local function least(list)
+    return math.min(table.unpack(list))
 end
 
 local sm_whole, sm_live = save_sm()
@@ -285,16 +285,16 @@ for i = 1, runs do
     end
     running.qemu[i], speaks.qemu[i] = again_qemu()
 end
-print(("%-56s %12s %12s %8s"):format("a 256 MiB machine, median of " .. runs, "sm", "QEMU", "ratio"))
+print(("%-56s %12s %12s %8s"):format("a 256 MiB machine, least of " .. runs, "sm", "QEMU", "ratio"))
 local function row(what, a, b)
     print(("%-56s %12.0f %12.0f %8.3f"):format(what .. ", us", a / 1000, b / 1000, a / b))
 end
-row("stands still while saved whole", median(sm_whole), median(qemu_whole))
-row("… copied while it runs", median(sm_live), median(qemu_live))
-row("start of the process to a guest that runs", median(running.sm), median(running.qemu))
-row("… to its first letter", median(speaks.sm), median(speaks.qemu))
-row("from a program that runs already to a guest that runs", median(steps[4]), median(running.qemu))
-row("… from snapshot.load to its answer", median(steps[3]) - median(steps[2]), median(running.qemu))
-row("… from snapshot.load to a guest that runs", median(steps[4]) - median(steps[2]), median(running.qemu))
-row("… from snapshot.load to its first letter", median(steps[5]) - median(steps[2]), median(speaks.qemu))
+row("stands still while saved whole", least(sm_whole), least(qemu_whole))
+row("… copied while it runs", least(sm_live), least(qemu_live))
+row("start of the process to a guest that runs", least(running.sm), least(running.qemu))
+row("… to its first letter", least(speaks.sm), least(speaks.qemu))
+row("from a program that runs already to a guest that runs", least(steps[4]), least(running.qemu))
+row("… from snapshot.load to its answer", least(steps[3]) - least(steps[2]), least(running.qemu))
+row("… from snapshot.load to a guest that runs", least(steps[4]) - least(steps[2]), least(running.qemu))
+row("… from snapshot.load to its first letter", least(steps[5]) - least(steps[2]), least(speaks.qemu))
 os.execute("rm -rf " .. dir)
