@@ -9,6 +9,8 @@
 --   serve        `one` with nginx (configured, pages in /www), wrk and iperf3
 --   config       `one` with Entrypoint, Cmd, Env, User and WorkingDir set
 --
+-- DIR/debian/oci, tag demo: Debian, as `make demo` has it, with wget, ping and getent.
+--
 -- DIR/peer.cpio: an initramfs with busybox, for a guest of another VMM that serves
 -- /numbers at the address that its command line names.
 --
@@ -95,4 +97,6 @@ C
 chmod +x peer/init
 (cd peer && find . | cpio --quiet -o -H newc) > %s/peer.cpio
 ]]):format(q(work), q(dir)))
+shell.run(("scripts/demo-image %s/debian wget libgnutls30 libhogweed6 libnettle8 libp11-kit0 libtasn1-6 libunistring2 "
+    .. "libidn2-0 libffi8 zlib1g libpsl5 iputils-ping libc-bin 2>&1"):format(q(dir)))
 shell.remove(work)

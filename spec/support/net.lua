@@ -49,6 +49,20 @@ function M.tcp(addr, on_client, backlog)
     return server:getsockname().port
 end
 
+--- A TCP port whose queue is full and never taken from: who connects hears nothing.
+---@param addr string
+---@return integer port
+function M.mute(addr)
+    local server = keep(uv.new_tcp())
+    assert(server:bind(addr, 0))
+    assert(server:listen(0, function() end)) -- libuv takes one and then no more
+    local port = server:getsockname().port
+    for _ = 1, 4 do
+        keep(uv.new_tcp()):connect(addr, port, function() end)
+    end
+    return port
+end
+
 --- Collect what a client sends; `done(data)` at its end of file.
 function M.collect(client, done)
     local parts = {}
