@@ -92,12 +92,14 @@ static void write_hosts(const struct sm_boot_req *req)
     write_file("/etc/hosts", req->hosts ? req->hosts : text);
 }
 
-/* As container engines set them: low ports and ping need no root. */
+/* As container engines set them: low ports and ping need no root. And no compaction of
+ * memory ahead of need, which wakes an idle guest twice a second. */
 static void set_sysctls(void)
 {
     static const char *const all[][2] = {
         { "/proc/sys/net/ipv4/ip_unprivileged_port_start", "0" },
         { "/proc/sys/net/ipv4/ping_group_range", "0 2147483647" },
+        { "/proc/sys/vm/compaction_proactiveness", "0" },
     };
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         int fd = open(all[i][0], O_WRONLY | O_CLOEXEC);

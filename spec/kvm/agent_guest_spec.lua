@@ -70,6 +70,15 @@ describe("the agent in a guest", function()
         assert.equal("-1000\n0\n", sh(vm, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj").stdout)
     end)
 
+    it("leaves an idle guest asleep", function()
+        local out = sh(vm, [[
+            p=$(grep -lx kcompactd0 /proc/[0-9]*/comm); p=${p%/comm}
+            woken() { grep '^voluntary' $p/status || echo none $RANDOM; }
+            sleep 1; a=$(woken); sleep 2
+            [ "$a" = "$(woken)" ] && echo asleep]]).stdout
+        assert.equal("asleep\n", out)
+    end)
+
     it("reaps orphans", function()
         sh(vm, "for i in 1 2 3 4 5 6 7 8; do (true &); done")
         local zombies
