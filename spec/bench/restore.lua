@@ -102,12 +102,13 @@ end
 
 -- ------------------------------------------------------------- processes
 
--- sm where it is cached like any installed program.
+-- sm where it is cached like any installed program, with all that it loads: the lab's
+-- files are the host's, and to ask for one that is not there is to wait.
 local function install()
-    assert(os.execute(("mkdir %s/build && cp -r sm lua spec/bench/restore.lua %s/ && cp -r build/sm build/sm-worker %s/build/"):format(
-        dir, dir, dir)))
+    assert(os.execute(("mkdir %s/build && cp -r sm lua spec/bench/restore.lua %s/ && cp -rL build/sm build/sm-worker %s %s %s/build/"):format(
+        dir, dir, package.searchpath("luv", package.cpath), package.searchpath("cjson", package.cpath), dir)))
     uv.os_setenv("LUA_PATH", dir .. "/lua/?.lua")
-    uv.os_setenv("LUA_CPATH", dir .. "/build/?.so;" .. package.cpath)
+    uv.os_setenv("LUA_CPATH", dir .. "/build/?.so")
 end
 
 -- A process whose output is waited for. Yields where it waits.
