@@ -20,6 +20,8 @@
 
 #include "backends.h"
 
+#define MAX_DESCRIPTORS 4096 /* as sm-net limits itself, confine.c */
+
 struct timer {
     SlirpTimerCb cb;
     void *cb_opaque;
@@ -283,6 +285,23 @@ static int free_port(bool udp, const struct sockaddr_storage *host, in_port_t *p
     return err;
 }
 
+/*
+ * libslirp listens with a queue of one: of a burst of clients all others would think that
+ * they are connected, or that nobody is there, and try again after seconds. It does not
+ * tell its descriptor.
+ */
+static void lengthen_queue(struct sockaddr_storage *host)
+{
+    for (int fd = 0; fd < MAX_DESCRIPTORS; fd++) {
+        struct sockaddr_storage s;
+        socklen_t len = sizeof(s);
+
+        if (is_listening(fd) && getsockname(fd, (struct sockaddr *)&s, &len) == 0 &&
+            s.ss_family == host->ss_family && *port_of(&s) == *port_of(host))
+            listen(fd, SOMAXCONN); /* again: a new length */
+    }
+}
+
 int sm_user_publish(struct sm_backend *b, bool udp, struct sockaddr_storage *host,
                     uint16_t guest_port)
 {
@@ -306,8 +325,11 @@ int sm_user_publish(struct sm_backend *b, bool udp, struct sockaddr_storage *hos
             return err;
         errno = 0;
         if (slirp_add_hostxfwd(u->slirp, (struct sockaddr *)host, size_of(host),
-                               (struct sockaddr *)&guest, size_of(&guest), flags) == 0)
+                               (struct sockaddr *)&guest, size_of(&guest), flags) == 0) {
+            if (!udp)
+                lengthen_queue(host);
             return 0;
+        }
         err = errno ? -errno : -EADDRINUSE;
         if (!any || tries == 16 || err != -EADDRINUSE)
             return err;

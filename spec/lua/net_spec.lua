@@ -5,6 +5,7 @@
 
 local child = require "support.shell"
 local config = require "sm.config"
+local loop = require "sm.loop"
 local net = require "sm.net"
 local net_config = require "sm.net_config"
 local netd = require "sm.netd"
@@ -120,6 +121,26 @@ describe("the network process", function()
         assert.equal(0, stats[1].out_frames)
         assert.same({}, stats[1].flows)
         assert.is_truthy(uv.fs_stat(dir .. "/net0.sock"))
+    end)
+
+    it("has a queue for a burst of clients, and for those who come before the guest", function()
+        local network <close> = assert(start { publish = { "80" } })
+        local connected, clients = 0, {}
+        for i = 1, 100 do
+            clients[i] = uv.new_tcp()
+            clients[i]:connect("127.0.0.1", network.ports[1].port, function(err)
+                connected = connected + (err and 0 or 1)
+            end)
+        end
+        local began = loop.now()
+        while connected < #clients and loop.now() - began < 10 do
+            loop.sleep(0.01)
+        end
+        for _, client in ipairs(clients) do
+            client:close()
+        end
+        assert.equal(#clients, connected)
+        assert.is_true(loop.now() - began < 0.9) -- a second is how long a lost SYN waits
     end)
 
     it("publishes what the image exposes", function()
