@@ -32,7 +32,7 @@ describe("a restored VM", function()
     local dir
 
     setup(function()
-        dir = shell.run("mktemp -d -p " .. (os.getenv "SM_LAB_DISK" or "/tmp")):gsub("\n", "")
+        dir = shell.tmpdir()
     end)
 
     teardown(function()

@@ -39,7 +39,7 @@ describe("a diff of a VM", function()
         local name = assert(require("sm.image").load(os.getenv "SM_SPEC_IMAGES" .. "/one.tar"))[1].names[1]
         vm = assert(sm.start(name, { memory = "128M", disk = "64M" }))
         nonce = fill(vm, "nonce", 1)
-        dir = shell.run("mktemp -d -p " .. (os.getenv "SM_LAB_DISK" or "/tmp")):gsub("\n", "")
+        dir = shell.tmpdir()
     end)
 
     teardown(function()

@@ -16,7 +16,7 @@ local function private_kib(pid)
     return (text:match "Private_Clean: *(%d+)" + 0) + (text:match "Private_Dirty: *(%d+)" + 0)
 end
 
-local dir = os.getenv "SM_LAB_DISK" or os.getenv "XDG_DATA_HOME" or "/tmp" -- a disk of this kernel
+local dir = os.getenv "TMPDIR" or "/tmp" -- a disk of this kernel, and emptied (support/on_lab_disk)
 local path = ("%s/clones-%d.sms"):format(dir, require("luv").os_getpid())
 local template
 do

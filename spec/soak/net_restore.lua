@@ -12,7 +12,7 @@ local sm = require "sm"
 local loop = sm.loop
 local uv = require "luv"
 local image, cycles = arg[1], tonumber(arg[2])
-local dir = os.getenv "SM_LAB_DISK" or os.getenv "XDG_DATA_HOME" or "/tmp"
+local dir = os.getenv "TMPDIR" or "/tmp" -- a disk of this kernel, and emptied (support/on_lab_disk)
 local path = ("%s/soak-net-%d.sms"):format(dir, uv.os_getpid())
 local LIMIT = 60 -- seconds, for anything, on a slow machine
 

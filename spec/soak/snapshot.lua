@@ -11,7 +11,7 @@
 
 local sm = require "sm"
 local image, cpus, cycles = arg[1], tonumber(arg[2]), tonumber(arg[3])
-local dir = os.getenv "SM_LAB_DISK" or os.getenv "XDG_DATA_HOME" or "/tmp" -- a disk of this kernel
+local dir = os.getenv "TMPDIR" or "/tmp" -- a disk of this kernel, and emptied (support/on_lab_disk)
 local path = ("%s/soak-%d-%d.sms"):format(dir, cpus, require("luv").os_getpid())
 
 local function sh(vm, script)
