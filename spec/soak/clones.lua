@@ -24,7 +24,7 @@ do
     template = assert(vm:snapshot { path = path })
 end
 
-local copies, names, made = {}, {}, 0
+local copies, names, made, answered = {}, {}, 0, 0
 local tasks = {}
 for t = 1, AT_ONCE do
     tasks[t] = loop.spawn(function()
@@ -36,8 +36,9 @@ for t = 1, AT_ONCE do
             local name = r.stdout:gsub("\n", "")
             assert(name == vm.id and not names[name], "another's name: " .. name)
             names[name] = true
-            if #copies % 50 == 0 then
-                print(#copies .. " copies")
+            answered = answered + 1
+            if answered % 50 == 0 then
+                print(answered .. " copies")
             end
         end
     end)
