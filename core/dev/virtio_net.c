@@ -496,9 +496,10 @@ static uint64_t features(const struct sm_virtio_net_config *cfg)
 }
 
 /* struct virtio_net_config (5.1.4) as far as mtu. */
-static void set_config(struct sm_virtio *v, const struct sm_virtio_net_config *cfg)
+static void set_config(struct net *n, const struct sm_virtio_net_config *cfg)
 {
-    uint16_t status = STATUS_LINK_UP, pairs = (uint16_t)(cfg->pairs > 1 ? cfg->pairs : 1);
+    struct sm_virtio *v = &n->virtio;
+    uint16_t status = STATUS_LINK_UP, pairs = (uint16_t)n->pairs;
 
     memcpy(v->config, cfg->mac, 6);
     memcpy(v->config + 6, &status, 2);
@@ -528,7 +529,7 @@ int sm_virtio_net_create(const struct sm_virtio_env *env, const struct sm_virtio
         free(n);
         return err;
     }
-    set_config(&n->virtio, cfg);
+    set_config(n, cfg);
     err = sm_virtio_mmio_create(&n->virtio, out);
     if (err) {
         sm_virtio_fini(&n->virtio);

@@ -16,7 +16,6 @@
 #include "backends.h"
 #include "tap.h"
 
-
 #define BATCH 64
 
 struct tap {

@@ -290,15 +290,17 @@ static int free_port(bool udp, const struct sockaddr_storage *host, in_port_t *p
  * they are connected, or that nobody is there, and try again after seconds. It does not
  * tell its descriptor.
  */
-static void lengthen_queue(struct sockaddr_storage *host)
+static void lengthen_queue(const struct sockaddr_storage *host)
 {
     for (int fd = 0; fd < MAX_DESCRIPTORS; fd++) {
         struct sockaddr_storage s;
         socklen_t len = sizeof(s);
 
         if (is_listening(fd) && getsockname(fd, (struct sockaddr *)&s, &len) == 0 &&
-            s.ss_family == host->ss_family && *port_of(&s) == *port_of(host))
+            len == size_of(host) && memcmp(&s, host, len) == 0) {
             listen(fd, SOMAXCONN); /* again: a new length */
+            return;
+        }
     }
 }
 

@@ -156,7 +156,6 @@ end
 local function open_card(self, card, cfg, dir, i)
     card.mac = card.mac or new_mac()
     if card.vhost then
-        self.nets[i] = guest_side(card)
         self.devices[i] = { "device.add", {
             type = "net", tap = card.name, mac = card.mac, mtu = card.mtu, queues = card.queues,
         } }
@@ -180,7 +179,6 @@ local function open_card(self, card, cfg, dir, i)
         type = "net", path = path, mac = card.mac, mtu = card.mtu, vnet = true,
         tso = card.type == "user" or card.type == "tap" or nil, queues = card.queues,
     } }
-    self.nets[i] = guest_side(card) -- a switch has given it an address
     return true
 end
 
@@ -265,6 +263,7 @@ function M.start(cfg, image, id, dir)
     for i, card in ipairs(self.cards) do
         if ok then
             ok, err = open_card(self, card, cfg, dir, i)
+            self.nets[i] = guest_side(card) -- a switch has given it an address
         end
     end
     if ok then

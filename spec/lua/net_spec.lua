@@ -124,11 +124,12 @@ describe("the network process", function()
     end)
 
     it("has a queue for a burst of clients, and for those who come before the guest", function()
-        local network <close> = assert(start { publish = { "80" } })
+        local network <close> = assert(start { publish = { "80", "[::1]::80" } })
         local connected, clients = 0, {}
-        for i = 1, 100 do
+        for i = 1, 200 do
+            local port = network.ports[1 + i % 2]
             clients[i] = uv.new_tcp()
-            clients[i]:connect("127.0.0.1", network.ports[1].port, function(err)
+            clients[i]:connect(port.addr, port.port, function(err)
                 connected = connected + (err and 0 or 1)
             end)
         end
