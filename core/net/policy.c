@@ -273,6 +273,14 @@ static bool rule_matches(const struct sm_policy *p, const struct sm_rule *r, con
     return sm_addr_in(a, &r->net, r->prefix);
 }
 
+/* Whether a name on the list opens an address of this kind that it resolves to. A private
+ * one is somebody's intranet; who answers for a name must not open the host or a cloud's
+ * metadata with it. Those are opened by their address. */
+static bool name_opens(enum sm_class class)
+{
+    return class == SM_CLASS_PUBLIC || class == SM_CLASS_PRIVATE || class == SM_CLASS_SPECIAL;
+}
+
 /* The verdict for a new flow to a:port (0: no port, ICMP). */
 static enum sm_verdict judge(struct sm_policy *p, const struct sm_addr *a, uint16_t port,
                              uint64_t now, const char **why)
@@ -294,7 +302,7 @@ static enum sm_verdict judge(struct sm_policy *p, const struct sm_addr *a, uint1
             *why = "denied by a rule";
             return SM_REJECT;
         }
-        allowed = true;
+        allowed |= !r->name || name_opens(class);
     }
     if (allowed)
         return SM_PASS;
@@ -334,7 +342,8 @@ bool sm_policy_learn(struct sm_policy *p, const char *name, const struct sm_addr
 
     if (class == SM_CLASS_NEVER && p->fallback != SM_DEFAULT_ALLOW_ALL)
         return false;
-    if (class != SM_CLASS_PUBLIC && p->fallback != SM_DEFAULT_ALLOW_ALL && !bits) {
+    if (class != SM_CLASS_PUBLIC && p->fallback != SM_DEFAULT_ALLOW_ALL &&
+        (!bits || !name_opens(class))) {
         /* A name of the world that points inside: only if inside is open. */
         bool open = false;
 

@@ -57,8 +57,8 @@ end
 ---@return string
 function M.describe(e)
     local where = e.addr and (e.addr:find(":", 1, true) and "[" .. e.addr .. "]" or e.addr)
+    local host = e.addr == net_config.USER.gw4 or e.addr == net_config.USER.gw6
     if e.type == "blocked" then
-        local host = e.addr == net_config.USER.gw4 or e.addr == net_config.USER.gw6
         local target = (host and "host" or where) .. (e.port > 0 and ":" .. e.port or "")
         local text = ("blocked %s to %s%s (%s)"):format(e.proto, target,
             e.name and not host and ", " .. e.name or "", e.why)
@@ -69,7 +69,7 @@ function M.describe(e)
         return ("%s; --allow %s opens it"):format(text, target)
     elseif e.type == "rebinding" then
         return ("kept back the answer %s for the name %s (DNS rebinding); --allow %s opens it"):format(
-            e.addr, e.name, e.name)
+            e.addr, e.name, host and "host" or where)
     elseif e.type == "name" then
         return ("refused to resolve %s (not on the list); --allow %s opens it"):format(e.name, e.name)
     elseif e.type == "gone" then

@@ -37,11 +37,25 @@ local SENDS = [[
     until gone
 ]]
 
+-- A name server of the outer host; its answers may be kept for no time at all.
+local NAMES = [[
+    require("support.net").dns({
+        ["good.test"] = { "93.184.216.34", "93.184.216.35" }, ["evil.test"] = "93.184.216.36",
+        ["nas.test"] = "10.9.3.2", ["cloud.test"] = "169.254.169.254", ["host.test"] = "10.0.2.2",
+    }, { addr = "192.0.2.3", port = 53, ttl = 0 })
+    require("sm").loop.sleep(3600)
+]]
+
 describe("what a guest of the user network may reach", function()
     local dir, inner, outer
 
     local function sh(script)
         return shell.run("set -e\n" .. script)
+    end
+
+    local function write(name, text)
+        local file <close> = assert(io.open(dir .. "/" .. name, "wb"))
+        file:write(text)
     end
 
     setup(function()
@@ -85,12 +99,20 @@ describe("what a guest of the user network may reach", function()
         return out:read "a"
     end
 
+    -- What was sent to each of these, "ADDRESS.PORT": a set.
+    local function sent()
+        local found = {}
+        for to in sh(("tcpdump -n -r %s/pcap 'tcp or udp' 2>/dev/null"):format(dir)):gmatch "> (%S+): " do
+            found[to] = true
+        end
+        return found
+    end
+
     -- The places that something was sent to, by kind.
     local function reached()
         local found = {}
-        local text = sh(("tcpdump -n -r %s/pcap 'tcp or udp' 2>/dev/null"):format(dir))
-        for to in text:gmatch "> (%S+)%.%d+: " do
-            found[to] = true
+        for to in pairs(sent()) do
+            found[to:match "^(.+)%.%d+$"] = true
         end
         local out = {}
         for _, place in ipairs(ORDER) do
@@ -124,14 +146,48 @@ describe("what a guest of the user network may reach", function()
         end)
     end
 
+    -- Each attempt has a port of its own. The least that an answer is kept for is a
+    -- minute: who has just asked may take a moment to connect (core/net/policy.c).
+    it("goes by names whose answers are short-lived, and change", function()
+        write("names", NAMES)
+        sh(("ip netns exec %s ./sm %s/names >%s/names.out 2>&1 & while ! ip netns exec %s ss -lun | grep -q :53; do sleep 0.1; done"):format(
+            outer, dir, dir, outer))
+        local script = [[
+            try() { nc -w 5 $1 $2 </dev/null; }
+            try 93.184.216.34 8001      # before anybody asked
+            try good.test 8002; began=$(cut -d. -f1 /proc/uptime)
+            try 93.184.216.34 8003      # by the answer of a moment ago
+            try good.test 8004          # has moved
+            try 93.184.216.34 8005      # within its minute
+            try evil.test 8006
+            try 93.184.216.36 8007
+            try nas.test 8008           # on the list: somebody's own network
+            try cloud.test 8009; try 169.254.169.254 8010
+            try host.test 8011
+            while [ $(($(cut -d. -f1 /proc/uptime) - began)) -lt 62 ]; do sleep 1; done
+            try 93.184.216.34 8012
+            try good.test 8013          # asks anew
+            true]]
+        local out = watched(("run -q -m 128M --dns 192.0.2.3 --egress deny --allow good.test --allow nas.test "
+            .. "--allow cloud.test --allow host.test %s sh -c %s"):format(spec.image "one", shell.quote(script)))
+        local ports = {}
+        for to in pairs(sent()) do
+            ports[#ports + 1] = to:match "%.(80[01]%d)$"
+        end
+        table.sort(ports)
+        assert.equal("8002 8003 8004 8005 8008 8013", table.concat(ports, " "), out)
+        assert.is_true(sent()["93.184.216.35.8004"] and sent()["93.184.216.35.8013"])
+        assert.matches("refused to resolve evil.test", out, 1, true)
+        assert.matches("kept back the answer 169.254.169.254 for the name cloud.test", out, 1, true)
+        assert.matches("kept back the answer 10.0.2.2 for the name host.test", out, 1, true)
+    end)
+
     it("is no more by frames that it makes up", function()
         local mac = "02:00:00:00:00:0b"
         local list, n, seen = f.made_up { mac = mac, peer = "52:55:0a:00:02:02", address = "10.0.2.15",
             friend = PLACES.private, stranger = "10.9.3.9" }
-        for name, text in pairs { frames = f.input(list), script = SENDS } do
-            local file <close> = assert(io.open(dir .. "/" .. name, "wb"))
-            file:write(text)
-        end
+        write("frames", f.input(list))
+        write("script", SENDS)
         local out = watched(("%s/script %s %s %s %s/frames"):format(dir, spec.image "one", mac, PLACES.private, dir))
         local pcap <close> = assert(io.open(dir .. "/pcap", "rb"))
         local text = pcap:read "a"

@@ -87,10 +87,11 @@ end
 --- A UDP server: `answer(data)` gives the reply or nil. Its port.
 ---@param addr string
 ---@param answer fun(data: string): string?
+---@param port integer? any
 ---@return integer port
-function M.udp(addr, answer)
+function M.udp(addr, answer, port)
     local server = keep(uv.new_udp())
-    assert(server:bind(addr, 0))
+    assert(server:bind(addr, port or 0))
     server:recv_start(loop.guard(function(err, data, from)
         if not err and data and from then
             local out = answer(data)
@@ -114,28 +115,34 @@ local function name_at(msg, at)
     end
 end
 
---- A DNS server on 127.0.0.1 for A records: names → "1.2.3.4" or a list.
---- Returns "127.0.0.1:PORT" and the list of names asked for.
----@param names table<string, string>
+--- A DNS server for A records: names → "1.2.3.4", or a list of which each question
+--- takes one until the last is left. Returns "ADDRESS:PORT" and the names asked for.
+---@param names table<string, string|string[]>
+---@param place { addr: string?, port: integer?, ttl: integer? }? 127.0.0.1, any, 5 s
 ---@return string server
 ---@return string[] asked
-function M.dns(names)
+function M.dns(names, place)
     local asked = {}
-    local port = M.udp("127.0.0.1", function(msg)
+    place = place or {}
+    local host = place.addr or "127.0.0.1"
+    local port = M.udp(host, function(msg)
         local name, at = name_at(msg, 13)
         local kind = string.unpack(">I2", msg, at)
         local addr = kind == 1 and names[name]
+        if type(addr) == "table" then
+            addr = #addr > 1 and table.remove(addr, 1) or addr[1]
+        end
         asked[#asked + 1] = name
         local known = names[name] ~= nil
         local answer = ""
         if addr then
             local a, b, c, d = addr:match "(%d+)%.(%d+)%.(%d+)%.(%d+)"
-            answer = string.pack(">I2I2I2I4I2BBBB", 0xc00c, 1, 1, 5, 4, a, b, c, d)
+            answer = string.pack(">I2I2I2I4I2BBBB", 0xc00c, 1, 1, place.ttl or 5, 4, a, b, c, d)
         end
         return msg:sub(1, 2) .. string.pack(">I2I2I2I2I2", known and 0x8180 or 0x8183, 1, addr and 1 or 0, 0, 0)
             .. msg:sub(13, at + 3) .. answer
-    end)
-    return "127.0.0.1:" .. port, asked
+    end, place.port)
+    return host .. ":" .. port, asked
 end
 
 --- Whether something listens on a TCP port of this machine's IPv4.

@@ -539,6 +539,8 @@ static void test_rebinding(void)
 {
     struct sm_addr in1 = addr("10.1.2.3"), in2 = addr("192.168.0.1"), lo = addr("127.0.0.1");
     struct sm_addr mapped = addr("::ffff:10.1.2.3"), out1 = addr("8.8.8.8");
+    struct sm_addr metadata = addr("169.254.169.254");
+    static const char *const held_back[] = { "169.254.169.254", "100.100.100.200", "169.254.9.9", "10.0.2.2" };
 
     open_policy(SM_DEFAULT_DENY_PRIVATE);
     rule(true, "intranet.test:80");
@@ -553,6 +555,18 @@ static void test_rebinding(void)
     CHECK_EQ(syn("10.1.2.3", 80), SM_PASS);
     CHECK_EQ(syn("10.1.2.3", 81), SM_REJECT);
     CHECK(!sm_policy_learn(&p, "intranet.test", &lo, 60, now));
+    /* A name opens neither the host nor what clouds and links keep for themselves. */
+    for (size_t i = 0; i < sizeof(held_back) / sizeof(held_back[0]); i++) {
+        struct sm_addr a = addr(held_back[i]);
+
+        CHECK(!sm_policy_learn(&p, "intranet.test", &a, 60, now));
+        CHECK_EQ(syn(held_back[i], 80), SM_REJECT);
+    }
+    /* Not even beside a rule that opens another port of it. */
+    rule(true, "169.254.169.254:81");
+    CHECK(sm_policy_learn(&p, "intranet.test", &metadata, 60, now));
+    CHECK_EQ(syn("169.254.169.254", 81), SM_PASS);
+    CHECK_EQ(syn("169.254.169.254", 80), SM_REJECT);
     sm_policy_free(&p);
 }
 
