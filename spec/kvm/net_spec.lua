@@ -232,11 +232,11 @@ describe("the network of a guest", function()
         }
         local script = {}
         for i, target in ipairs(targets) do
-            script[i] = ("nc -w 20 %s </dev/null >/dev/null 2>&1 && echo open %s"):format(target, target)
+            script[i] = ("{ nc -w 20 %s </dev/null >/dev/null 2>&1 && echo open %s; } &"):format(target, target)
         end
         -- 127/8 must be forced out of the guest's own loopback.
         local out = sh(vm, "ip route del local 127.0.0.0/8 dev lo table local 2>/dev/null; "
-            .. table.concat(script, "; ") .. "; echo x | nc -u -w 1 10.1.2.3 53; ping -c 1 -W 2 10.1.2.3; true")
+            .. table.concat(script, "\n") .. "\nwait; echo x | nc -u -w 1 10.1.2.3 53; ping -c 1 -W 2 10.1.2.3; true")
         assert.is_nil(out:find("open", 1, true))
         assert.is_nil(received.secret)
         assert.equal("metadata service", event_of("blocked", "169.254.169.254").why)
