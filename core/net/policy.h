@@ -9,10 +9,12 @@
  * A flow is (protocol, local port, remote address, remote port). Rules are
  * lists of networks or names, with ports; a deny rule beats an allow rule. A
  * name stands for the addresses that our own DNS answered for it, for as long
- * as their TTL (60 s … 1 h). What came in begins a flow as well, so replies
- * pass. A TCP SYN with another sequence number than the flow's is a new flow:
- * a port that is used again is decided again. The table is bounded; the oldest
- * flow makes room, and is simply decided anew if it lives.
+ * as their TTL (60 s … 1 h). Whoever answers for it cannot open the host, a
+ * link or a metadata service that way: only a rule for the address does. What
+ * came in begins a flow as well, so replies pass. A TCP SYN with another
+ * sequence number than the flow's is a new flow: a port that is used again is
+ * decided again. The table is bounded; the oldest flow makes room, and is
+ * simply decided anew if it lives.
  *
  * Some destinations are refused whatever the rules say, because no frame of an
  * honest guest has them: loopback, "this network", v4-mapped, multicast.
