@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: Apache-2.0
 --
--- What a MiB and a request cost: the CPU time of every process of sm, and of QEMU, for
--- the same guest kernel and the same programs (iperf3, nginx asked by wrk with a
--- connection each), the kernel's own threads for them among it. By the user network, at
+-- What a MiB, a request and a small packet cost: the CPU time of every process of sm, and
+-- of QEMU, for the same guest kernel and the same programs (iperf3; nginx asked by wrk with
+-- a connection each), the kernel's own threads for them among it. By the user network, at
 -- QEMU's MTU of 1500 and at ours; and by a tap, with sm's policy in front and by vhost.
 -- Taps are made in a network namespace of this script's own.
 --
@@ -16,6 +16,7 @@ local uv = require "luv"
 
 local image, kernel, initrd, mib = arg[1], arg[2], arg[3], tonumber(arg[4] or 64)
 local SECONDS = 4 -- of requests
+local PACKETS, PACKET_BYTES = 4096, 64
 
 local TAP, HOST, GUEST = "smbench", "10.0.2.2", "10.0.2.15"
 
@@ -85,16 +86,19 @@ end
 
 local function rows(side)
     local out = {}
-    out[1] = measure(side, function() -- out of the guest
+    local function from_guest(options, n)
         local port = free_port()
         local server = host(("exec iperf3 -s -1 -p %d >/dev/null"):format(port))
         while not net.listens(port) and os.execute(("grep -q :%04X /proc/net/tcp6"):format(port)) ~= true do
             loop.sleep(0.05)
         end
-        side.guest(("iperf3 -c 10.0.2.2 -p %d -n %dM 2>&1"):format(port, mib))
-        server()
-        return mib
-    end)
+        return measure(side, function()
+            side.guest(("iperf3 -c 10.0.2.2 -p %d %s 2>&1"):format(port, options))
+            server()
+            return n
+        end)
+    end
+    out[1] = from_guest(("-n %dM"):format(mib), mib)
     out[2] = measure(side, function() -- into it
         local _, code = host(("iperf3 -c %s -p %d -n %dM >/dev/null"):format(side.address, side.iperf, mib))()
         assert(code == 0, "iperf3 failed")
@@ -106,6 +110,7 @@ local function rows(side)
         assert(not report:find "Non%-2xx", report)
         return assert(tonumber(report:match "(%d+) requests in"), report)
     end)
+    out[4] = from_guest(("-u -b 0 -l %d -k %d"):format(PACKET_BYTES, PACKETS), PACKETS)
     return out
 end
 
@@ -167,7 +172,8 @@ local function with_qemu(tap)
     }
 end
 
-local WHAT = { "CPU us a MiB, out of the guest", "CPU us a MiB, into it", "CPU us a connection and request" }
+local WHAT = { "CPU us a MiB, out of the guest", "CPU us a MiB, into it", "CPU us a connection and request",
+    ("CPU us a UDP packet of %d bytes out"):format(PACKET_BYTES) }
 
 local function print_table(title, first, second, ours, other, theirs)
     print(("%-40s %10s %10s %10s %8s %8s"):format(title, first, second, "QEMU", "ratio", "ratio 2"))
