@@ -21,6 +21,7 @@
 #include "backends.h"
 
 #define MAX_DESCRIPTORS 4096 /* as sm-net limits itself, confine.c */
+#define NOTHING_MS 1000      /* libslirp's longest wait, when it waits for no time of its own */
 
 struct timer {
     SlirpTimerCb cb;
@@ -175,7 +176,8 @@ static void user_fill(struct sm_backend *b, struct sm_poll *poll)
 
     u->poll = poll;
     slirp_pollfds_fill(u->slirp, &timeout_ms, add_poll, u);
-    sm_poll_at(poll, poll->now_ns + (uint64_t)timeout_ms * 1000000);
+    if (timeout_ms < NOTHING_MS) /* it ticks while there is a TCP socket, a published port's too */
+        sm_poll_at(poll, poll->now_ns + (uint64_t)timeout_ms * 1000000);
     for (struct timer *t = u->timers; t; t = t->next)
         if (t->expire_ms >= 0)
             sm_poll_at(poll, (uint64_t)t->expire_ms * 1000000);

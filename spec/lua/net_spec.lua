@@ -144,6 +144,18 @@ describe("the network process", function()
         assert.is_true(loop.now() - began < 0.9) -- a second is how long a lost SYN waits
     end)
 
+    it("sleeps while nothing happens", function()
+        local network <close> = assert(start {})
+        local function wakeups()
+            local f <close> = assert(io.open(("/proc/%d/status"):format(network.daemon.pid)))
+            return tonumber(f:read("a"):match "\nvoluntary_ctxt_switches:%s*(%d+)")
+        end
+        assert(network:stats())
+        local before = wakeups()
+        loop.sleep(3.2)
+        assert.is_true(wakeups() - before <= 1)
+    end)
+
     it("publishes what the image exposes", function()
         local image = { config = { config = { ExposedPorts = { ["80/tcp"] = {}, ["53/udp"] = {} } } } }
         local network <close> = assert(start({ publish_all = true }, image))
