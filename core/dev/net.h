@@ -75,6 +75,7 @@ struct sm_net_ops {
     /* iov[0] is a checked struct sm_net_hdr, the rest the frame. 0: taken (or
      * lost); -EAGAIN: not now, writable comes. */
     int (*tx)(struct sm_net *net, const struct iovec *iov, unsigned n, size_t bytes);
+    void (*tx_done)(struct sm_net *net); /* the last tx of a batch was made; may be NULL */
     void (*pull)(struct sm_net *net);
     /* How many pairs of queues the driver uses from now on; may be NULL. */
     int (*use_pairs)(struct sm_net *net, unsigned pairs);

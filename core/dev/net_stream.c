@@ -2,9 +2,9 @@
 /*
  * Frames over a stream socket; net.h has the format.
  *
- * Out: one sendmsg a frame, straight from the guest's buffers. What the socket
- * does not take is copied once into `out`, and nothing else is taken until it
- * is gone. In: as much as there is, into a buffer of several frames; a frame
+ * Out: a large frame by a sendmsg of its own, straight from the guest's buffers;
+ * small ones are gathered in `out` until the batch ends. What the socket does not
+ * take is copied there too, and nothing else is taken until it is gone. In: as much as there is, into a buffer of several frames; a frame
  * that the guest has no room for stays there and the socket is not read, so
  * the peer feels it.
  *
@@ -29,12 +29,14 @@
 #define IN_BYTES (4 * FRAME_ROOM)
 #define TURNS 16 /* reads before others of the thread have a turn */
 #define MAX_IOV 260
+#define SMALL_BYTES 2048 /* copied: cheaper than a call of the kernel */
 
 struct stream {
     struct sm_net net;
     int fd; /* -1: gone */
     bool vnet;
     bool started, blocked; /* blocked: rx said no */
+    bool full;             /* the socket said no */
     uint32_t events;       /* what the watch asks for; 0: it is not there */
     struct sm_io_watch watch;
     size_t in_at, in_len; /* of in: bytes not yet delivered */
@@ -66,6 +68,7 @@ static void hang_up(struct stream *s, const char *why)
     close(s->fd);
     s->fd = -1;
     s->in_len = s->out_len = 0;
+    s->full = false;
     s->net.port.gone(s->net.port.dev, why);
 }
 
@@ -73,7 +76,7 @@ static void hang_up(struct stream *s, const char *why)
 static void rearm(struct stream *s)
 {
     uint32_t want = (s->started && !s->blocked ? EPOLLIN : 0) |
-                    (s->started && s->out_len ? EPOLLOUT : 0);
+                    (s->started && s->full ? EPOLLOUT : 0);
     int err = 0;
 
     if (s->fd < 0 || want == s->events)
@@ -94,16 +97,19 @@ static void rearm(struct stream *s)
 
 /* ---- guest → peer ---- */
 
-/* False: the socket is full, or gone. */
+/* False: the socket is full, or gone. rearm follows. */
 static bool flush_out(struct stream *s)
 {
+    s->full = false;
     while (s->out_len) {
         ssize_t n = send(s->fd, s->out + s->out_at, s->out_len, MSG_NOSIGNAL | MSG_DONTWAIT);
 
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0) {
-            if (errno != EAGAIN)
+            if (errno == EAGAIN)
+                s->full = true;
+            else
                 hang_up(s, "the network process went away");
             return false;
         }
@@ -117,13 +123,12 @@ static bool flush_out(struct stream *s)
 /* Keep what is behind the first `done` bytes of a message. */
 static void keep_rest(struct stream *s, struct iovec *iov, unsigned n, size_t done)
 {
-    s->out_at = s->out_len = 0;
     for (unsigned i = 0; i < n; i++) {
         size_t skip = done < iov[i].iov_len ? done : iov[i].iov_len;
         size_t len = iov[i].iov_len - skip;
 
         done -= skip;
-        memcpy(s->out + s->out_len, (uint8_t *)iov[i].iov_base + skip, len);
+        memcpy(s->out + s->out_at + s->out_len, (uint8_t *)iov[i].iov_base + skip, len);
         s->out_len += len;
     }
 }
@@ -135,15 +140,25 @@ static int stream_tx(struct sm_net *net, const struct iovec *iov, unsigned n, si
     struct iovec all[MAX_IOV] = { { length, sizeof(length) } };
     unsigned skip = s->vnet ? 0 : 1; /* the header stays here */
     struct msghdr msg = { .msg_iov = all };
+    size_t total = sizeof(length) + bytes - (skip ? SM_NET_HDR_BYTES : 0);
+    bool small = total <= SMALL_BYTES;
     ssize_t sent;
 
     if (s->fd < 0 || n - skip + 1 > MAX_IOV)
         return 0;
-    if (s->out_len)
+    if (!s->full && s->out_len && (!small || s->out_len + total > FRAME_ROOM) && !flush_out(s))
+        rearm(s);
+    if (s->full)
         return -EAGAIN;
-    put_be32(length, (uint32_t)(bytes - (skip ? SM_NET_HDR_BYTES : 0)));
+    if (s->fd < 0)
+        return 0;
+    put_be32(length, (uint32_t)(total - sizeof(length)));
     memcpy(all + 1, iov + skip, (n - skip) * sizeof(*iov));
     msg.msg_iovlen = n - skip + 1;
+    if (small) {
+        keep_rest(s, all, (unsigned)msg.msg_iovlen, 0);
+        return 0;
+    }
     do
         sent = sendmsg(s->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (sent < 0 && errno == EINTR);
@@ -153,11 +168,20 @@ static int stream_tx(struct sm_net *net, const struct iovec *iov, unsigned n, si
         hang_up(s, "the network process went away");
         return 0;
     }
-    if ((size_t)sent < sizeof(length) + bytes - (skip ? SM_NET_HDR_BYTES : 0)) {
+    if ((size_t)sent < total) {
         keep_rest(s, all, (unsigned)msg.msg_iovlen, (size_t)sent);
+        s->full = true;
         rearm(s);
     }
     return 0;
+}
+
+static void stream_tx_done(struct sm_net *net)
+{
+    struct stream *s = (struct stream *)net;
+
+    if (s->fd >= 0 && s->out_len && !s->full && !flush_out(s))
+        rearm(s);
 }
 
 /* ---- peer → guest ---- */
@@ -292,6 +316,7 @@ static const struct sm_net_ops stream_ops = {
     .start = stream_start,
     .stop = stream_stop,
     .tx = stream_tx,
+    .tx_done = stream_tx_done,
     .pull = stream_pull,
     .destroy = stream_destroy,
 };

@@ -193,6 +193,8 @@ static void kick_tx(struct net *n, unsigned queue)
             break;
         }
     } while (sm_virtio_kicks_on(v, queue));
+    if (n->backend->ops->tx_done)
+        n->backend->ops->tx_done(n->backend);
     sm_virtio_notify(v, queue);
 }
 

@@ -442,11 +442,11 @@ void sm_nic_destroy(struct sm_nic *nic)
 void sm_nic_fill(struct sm_nic *nic, struct sm_poll *poll)
 {
     nic->now_ns = poll->now_ns;
-    sm_nic_stream_fill(nic, poll);
-    sm_resolver_fill(&nic->resolver, poll);
-    sm_captures_fill(&nic->captures, poll);
     if (nic->repeats)
         repeat(nic, poll);
+    sm_nic_stream_fill(nic, poll); /* behind all that may queue, in front of who asks sm_nic_full */
+    sm_resolver_fill(&nic->resolver, poll);
+    sm_captures_fill(&nic->captures, poll);
     if (nic->backend)
         nic->backend->ops->fill(nic->backend, poll);
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define LENGTH_BYTES 4
+#define SMALL_BYTES 2048 /* gathered until the round's end, sm_nic_stream_fill */
 #define SECOND_NS 1000000000ull
 
 static void hang_up(struct sm_nic *nic)
@@ -79,7 +80,11 @@ void sm_nic_queue(struct sm_nic *nic, const struct sm_net_hdr *h, const uint8_t 
         return;
     }
     sm_set_be32(length, (uint32_t)(head + len));
-    if (!nic->out_len) {
+    if (total > SMALL_BYTES && nic->out_len)
+        flush_out(nic);
+    if (nic->fd < 0)
+        return;
+    if (total > SMALL_BYTES && !nic->out_len) {
         ssize_t n = sendmsg(nic->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 
         if (n < 0 && errno != EAGAIN && errno != EINTR) {
@@ -210,6 +215,7 @@ void sm_nic_stream_fill(struct sm_nic *nic, struct sm_poll *poll)
     short events = 0;
 
     nic->index = nic->listen_index = -1;
+    flush_out(nic);
     if (nic->fd < 0) {
         nic->listen_index = sm_poll_add(poll, nic->listen_fd, POLLIN);
         return;
