@@ -15,6 +15,7 @@ local sm = require "sm"
 local uv = require "luv"
 
 local image, kernel, initrd, mib = arg[1], arg[2], arg[3], tonumber(arg[4] or 64)
+local TIMES = 3
 local SECONDS = 4 -- of requests
 local PACKETS, PACKET_BYTES = 4096, 64
 
@@ -78,21 +79,26 @@ local function host(command)
     end
 end
 
+-- The least of several: whatever else runs on the machine can only add to it.
 local function measure(side, what)
-    local before = cpu_of(side.pids)
-    local n = what()
-    return (cpu_of(side.pids) - before) / n / 1000
+    local least = math.huge
+    for _ = 1, TIMES do
+        local before = cpu_of(side.pids)
+        local n = what()
+        least = math.min(least, (cpu_of(side.pids) - before) / n / 1000)
+    end
+    return least
 end
 
 local function rows(side)
     local out = {}
     local function from_guest(options, n)
-        local port = free_port()
-        local server = host(("exec iperf3 -s -1 -p %d >/dev/null"):format(port))
-        while not net.listens(port) and os.execute(("grep -q :%04X /proc/net/tcp6"):format(port)) ~= true do
-            loop.sleep(0.05)
-        end
         return measure(side, function()
+            local port = free_port()
+            local server = host(("exec iperf3 -s -1 -p %d >/dev/null"):format(port))
+            while not net.listens(port) and os.execute(("grep -q :%04X /proc/net/tcp6"):format(port)) ~= true do
+                loop.sleep(0.05)
+            end
             side.guest(("iperf3 -c 10.0.2.2 -p %d %s 2>&1"):format(port, options))
             server()
             return n
