@@ -4,9 +4,9 @@
  *
  * Out: a large frame by a sendmsg of its own, straight from the guest's buffers;
  * small ones are gathered in `out` until the batch ends. What the socket does not
- * take is copied there too, and nothing else is taken until it is gone. In: as much as there is, into a buffer of several frames; a frame
- * that the guest has no room for stays there and the socket is not read, so
- * the peer feels it.
+ * take is copied there too, and nothing else is taken until it is gone. In: as
+ * much as there is, into a buffer of several frames; a frame that the guest has no
+ * room for stays there and the socket is not read, so the peer feels it.
  *
  * The peer is trusted no more than the guest: a length out of bounds ends the
  * connection, and the device lives on with nothing attached.
