@@ -1,64 +1,151 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Work for a guest that is saved and restored while it does it, each kind a process of
- * its own: vector registers that must hold what was put into them, a timer of 1 kHz on a
- * clock that must not go back, signals of which none may be lost. Every process tells
- * how far it is in /dev/shm/spin.NAME ("NONCE COUNT"), replaced whole; what is wrong is
- * a line in /dev/shm/bad, and the end of that process.
+ * its own: CPUs that count, a file that must read back from the disk as it was written,
+ * vector registers that must hold what was put into them, a timer of 1 kHz on a clock
+ * that must not go back, signals of which none may be lost. All are niced, so that
+ * whoever checks goes first.
  *
- *   load NONCE [HZ]
+ *   load start CPUS [HZ]   returns when every worker has been through its work once
+ *   load check             waits until every worker has been through it once more;
+ *                          prints the nonce, which each has in its own memory alone
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
-static const char *nonce;
+#define BOARD "/dev/shm/load"
+#define FILE_AT "/root/load.data"
+#define WORKERS 32
+#define PATIENCE_S 200 /* without news from anyone */
+#define BLOCK (32 << 10)
+#define REST_US 50000
+#define FUTEX_WAIT 0 /* linux/futex.h, which musl's compiler does not see */
+#define FUTEX_WAKE 1
 
-static void put(const char *path, int flags, const char *fmt, ...)
+/* What the workers tell whoever checks. */
+struct board {
+    _Atomic uint32_t news; /* a futex: counts what was told to one who waits */
+    uint32_t workers, cpus;
+    char bad[200]; /* what has gone wrong: the first */
+    struct slot {
+        char name[16];
+        _Atomic uint64_t told; /* 0: to be told */
+        _Atomic uint64_t rounds;
+    } slots[WORKERS];
+};
+
+static struct board *board;
+static struct slot *mine;
+static uint64_t nonce;
+
+static void pin(unsigned cpu)
 {
-    char line[200];
-    int fd = open(path, O_WRONLY | O_CREAT | flags, 0644), n;
-    va_list ap;
+    cpu_set_t one;
 
-    va_start(ap, fmt);
-    n = vsnprintf(line, sizeof(line), fmt, ap);
-    va_end(ap);
-    if (fd < 0 || write(fd, line, (size_t)n) != n)
-        exit(1);
-    close(fd);
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    sched_setaffinity(0, sizeof(one), &one);
 }
 
-static void say(const char *name, uint64_t count)
+static void tell(void)
 {
-    char hidden[64], shown[64];
+    atomic_fetch_add(&mine->rounds, 1);
+    if (atomic_exchange(&mine->told, nonce) == 0) {
+        atomic_fetch_add(&board->news, 1);
+        syscall(SYS_futex, &board->news, FUTEX_WAKE, 1, NULL, NULL, 0);
+    }
+}
 
-    snprintf(hidden, sizeof(hidden), "/dev/shm/.%s", name);
-    snprintf(shown, sizeof(shown), "/dev/shm/spin.%s", name);
-    put(hidden, O_TRUNC, "%s %llu\n", nonce, (unsigned long long)count);
-    rename(hidden, shown);
+/* For those that keep a CPU busy: all on the same one, which changes each second, so that
+ * every CPU has its turn and whoever saves and checks does not wait for many of them. */
+static void turn(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    pin((unsigned)((uint64_t)t.tv_sec % board->cpus));
 }
 
 static void bad(const char *what)
 {
-    put("/dev/shm/bad", O_APPEND, "%s\n", what);
+    if (!board->bad[0])
+        snprintf(board->bad, sizeof(board->bad), "%s: %s (round %llu)", mine->name, what,
+                 (unsigned long long)mine->rounds);
+    atomic_fetch_add(&board->news, 1);
+    syscall(SYS_futex, &board->news, FUTEX_WAKE, 1, NULL, NULL, 0);
     exit(1);
+}
+
+/* One for each CPU, short work and a longer rest: they are caught running, halted and on
+ * their way. */
+static void spin(unsigned hz)
+{
+    (void)hz;
+    pin((unsigned)(mine - board->slots));
+    for (;; usleep(REST_US)) {
+        for (volatile unsigned i = 0; i < 50000; i++)
+            ;
+        tell();
+    }
+}
+
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 31) * 0x9e3779b97f4a7c15ull;
+    return x ^ x >> 29;
+}
+
+/* What the last round wrote is read, from the disk and not from memory, and replaced. */
+static void disk(unsigned hz)
+{
+    static uint64_t block[BLOCK / sizeof(uint64_t)] __attribute__((aligned(4096)));
+    int fd = open(FILE_AT, O_RDWR | O_CREAT | O_TRUNC | O_DIRECT, 0600);
+
+    (void)hz;
+    if (fd < 0)
+        bad("no file");
+    for (uint64_t round = 0;; round++) {
+        if (round > 0) {
+            if (pread(fd, block, BLOCK, 0) != BLOCK)
+                bad("a file cannot be read");
+            for (unsigned i = 0; i < BLOCK / sizeof(uint64_t); i++) {
+                if (block[i] != mix(nonce + (round - 1) * BLOCK + i))
+                    bad("a file did not read back");
+            }
+        }
+        for (unsigned i = 0; i < BLOCK / sizeof(uint64_t); i++)
+            block[i] = mix(nonce + round * BLOCK + i);
+        if (pwrite(fd, block, BLOCK, 0) != BLOCK || fdatasync(fd) < 0)
+            bad("a file cannot be written");
+        if (round > 0)
+            tell();
+        turn();
+        usleep(REST_US);
+    }
 }
 
 #if defined(__x86_64__)
 /* All sixteen registers and the rounding mode, over a stretch of work that leaves them
- * alone: only an interrupted, saved or restored vCPU could change them. */
+ * alone: only an interrupted, saved or restored vCPU could change them. Never rests. */
 static void vectors(unsigned hz)
 {
-    static uint64_t in[32] __attribute__((aligned(16))), out[32] __attribute__((aligned(16)));
+    static uint64_t in[32] __attribute__((aligned(16))),
+        out[32] __attribute__((aligned(16)));
     uint32_t mode, want = 0x1f80 | 3u << 13; /* towards zero */
 
     (void)hz;
@@ -74,7 +161,7 @@ static void vectors(unsigned hz)
                          "movdqa 160(%[in]), %%xmm10\n movdqa 176(%[in]), %%xmm11\n"
                          "movdqa 192(%[in]), %%xmm12\n movdqa 208(%[in]), %%xmm13\n"
                          "movdqa 224(%[in]), %%xmm14\n movdqa 240(%[in]), %%xmm15\n"
-                         "mov $2000000, %%ecx\n1: dec %%ecx\n jnz 1b\n"
+                         "mov $1000000, %%ecx\n1: dec %%ecx\n jnz 1b\n"
                          "movdqa %%xmm0, 0(%[out])\n movdqa %%xmm1, 16(%[out])\n"
                          "movdqa %%xmm2, 32(%[out])\n movdqa %%xmm3, 48(%[out])\n"
                          "movdqa %%xmm4, 64(%[out])\n movdqa %%xmm5, 80(%[out])\n"
@@ -86,21 +173,23 @@ static void vectors(unsigned hz)
                          "stmxcsr %[mode]\n"
                          : [mode] "=m"(mode)
                          : [in] "r"(in), [out] "r"(out), [want] "m"(want)
-                         : "ecx", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6",
-                           "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+                         : "ecx", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4",
+                           "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+                           "xmm12", "xmm13", "xmm14", "xmm15");
         if (memcmp(in, out, sizeof(in)) != 0)
             bad("a vector register has changed");
         if (mode != want)
             bad("the rounding mode has changed");
-        say("vectors", n);
+        tell();
+        turn();
     }
 }
 #else
 static void vectors(unsigned hz)
 {
     (void)hz;
-    for (uint64_t n = 1;; n++, usleep(10000))
-        say("vectors", n);
+    for (;; usleep(REST_US))
+        tell();
 }
 #endif
 
@@ -134,8 +223,10 @@ static void timer(unsigned hz)
         before = now;
         if (fired * period > now - began)
             bad("a timer fired early");
-        if (round % 100 == 0)
-            say("khz", fired);
+        if (round % 100 == 0) {
+            tell();
+            turn();
+        }
     }
 }
 
@@ -157,7 +248,10 @@ static void on_user(int sig)
 /* As many are taken as were sent, while a timer's signals interrupt both. */
 static void signals(unsigned hz)
 {
-    struct itimerval every = { { 0, 1000000 / (long)hz }, { 0, 1000000 / (long)hz } };
+    long period =
+        10 * 1000000 / (long)hz; /* every ms would keep a vCPU busy, as `timer` does */
+    struct itimerval every = { { period / 1000000, period % 1000000 },
+                               { period / 1000000, period % 1000000 } };
     uint64_t sent = 0;
 
     signal(SIGALRM, on_tick);
@@ -174,27 +268,95 @@ static void signals(unsigned hz)
             bad("a signal was lost");
         while (ticks == before)
             pause();
-        say("signals", taken);
+        tell();
+        turn();
     }
+}
+
+static int check(void)
+{
+    struct timespec patience = { PATIENCE_S, 0 };
+
+    for (unsigned i = 0; i < board->workers; i++)
+        atomic_store(&board->slots[i].told, 0);
+    for (unsigned i = 0; i < board->workers;) {
+        uint32_t news = atomic_load(&board->news);
+        struct slot *s = &board->slots[i];
+
+        if (board->bad[0]) {
+            fprintf(stderr, "%s\n", board->bad);
+            return 1;
+        }
+        if (atomic_load(&s->told) != 0) {
+            i++;
+        } else if (syscall(SYS_futex, &board->news, FUTEX_WAIT, news, &patience, NULL,
+                           0) < 0 &&
+                   errno == ETIMEDOUT) {
+            fprintf(stderr, "%s stands still at round %llu\n", s->name,
+                    (unsigned long long)s->rounds);
+            return 1;
+        }
+    }
+    for (unsigned i = 0; i < board->workers; i++) {
+        if (board->slots[i].told != board->slots[0].told) {
+            fprintf(stderr, "%s has another nonce\n", board->slots[i].name);
+            return 1;
+        }
+    }
+    printf("%016llx\n", (unsigned long long)board->slots[0].told);
+    return 0;
+}
+
+static int start(const char *name, unsigned k, void (*work)(unsigned), unsigned hz)
+{
+    pid_t pid;
+
+    mine = &board->slots[board->workers];
+    snprintf(mine->name, sizeof(mine->name), "%s %u", name, k);
+    board->workers++;
+    pid = fork();
+    if (pid == 0) {
+        int null = open("/dev/null", O_RDWR);
+
+        setsid();
+        for (int fd = 0; fd < 3; fd++)
+            dup2(null, fd); /* whoever started us does not wait for us */
+        work(hz);
+    }
+    return pid < 0;
 }
 
 int main(int argc, char **argv)
 {
-    void (*const works[])(unsigned) = { vectors, timer, signals };
-    int hz = argc > 2 ? atoi(argv[2]) : 1000;
+    static const struct {
+        const char *name;
+        void (*work)(unsigned);
+    } works[] = { { "disk", disk },
+                  { "vectors", vectors },
+                  { "timer", timer },
+                  { "signals", signals } };
+    int starts = argc > 2 && strcmp(argv[1], "start") == 0;
+    int cpus = starts ? atoi(argv[2]) : 0, hz = argc > 3 ? atoi(argv[3]) : 1000,
+        failed = 0, fd;
 
-    if (argc < 2 || hz < 1)
+    if (starts ? cpus < 1 || cpus > 16 || hz < 1
+               : argc != 2 || strcmp(argv[1], "check") != 0)
         return 2;
-    nonce = argv[1];
-    for (unsigned i = 0; i < sizeof(works) / sizeof(works[0]); i++) {
-        pid_t pid = fork();
-
-        if (pid < 0)
-            return 1;
-        if (pid == 0) {
-            setsid();
-            works[i]((unsigned)hz);
-        }
-    }
-    return 0;
+    fd = open(BOARD, starts ? O_RDWR | O_CREAT | O_EXCL : O_RDWR, 0600);
+    if (fd < 0 || (starts && ftruncate(fd, sizeof(*board)) < 0))
+        return 1;
+    board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (board == MAP_FAILED)
+        return 1;
+    if (!starts)
+        return check();
+    if (getrandom(&nonce, sizeof(nonce), 0) != sizeof(nonce) ||
+        setpriority(PRIO_PROCESS, 0, 15) < 0)
+        return 1;
+    board->cpus = (uint32_t)cpus;
+    for (int k = 0; k < cpus; k++)
+        failed |= start("spinner", (unsigned)k + 1, spin, (unsigned)hz);
+    for (unsigned i = 0; i < sizeof(works) / sizeof(works[0]); i++)
+        failed |= start(works[i].name, 1, works[i].work, (unsigned)hz);
+    return failed || check();
 }
