@@ -35,6 +35,7 @@ LUA_CFLAGS := $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/incl
 LUA_LIBS   := $(shell pkg-config --libs lua5.4 2>/dev/null || echo -llua5.4)
 IMAGE_LIBS := -lcurl -larchive -lzstd -lisal -lz -lcrypto
 AGENT_CC   ?= musl-gcc
+LUA        ?= lua5.4
 
 core_src  := $(filter-out core/main.c core/worker.c core/lua_%.c,$(wildcard core/*.c core/dev/*.c))
 kvm_src   := $(core_src) $(wildcard core/kvm/*.c)
@@ -48,7 +49,7 @@ guest_src := $(wildcard core/guest/*.c)
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 .PHONY: docs all clean demo test soak bench kernel fuzz install check-format
-all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/sm-net $(B)/guest/init
+all: sm $(B)/sm/core.so $(B)/sm/image_core.so $(B)/sm-worker $(B)/sm-net $(B)/guest/init build/luac/.stamp
 
 -include $(shell find $(B)/obj $(B)/unit $(B)/kvmtest build/fuzz -name '*.d' 2>/dev/null)
 
@@ -77,6 +78,11 @@ $(B)/sm-worker: $(call obj,core/worker.c) $(B)/libsmcore.a
 $(B)/fake/sm-worker: $(call obj,core/worker.c) $(B)/libsmfake.a
 	@mkdir -p $(@D)
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^
+
+# The Lua modules compiled, which `sm` takes for their sources as long as they are the same.
+build/luac/.stamp: scripts/compile-lua $(shell find lua -name '*.lua')
+	$(LUA) scripts/compile-lua lua build/luac $(CURDIR)/lua
+	@touch $@
 
 # libslirp by its shared object alone: its .pc file asks for glib's headers.
 net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c core/recv_fd.c core/tap.c
@@ -158,7 +164,8 @@ install: all
 	install -m 755 sm $(DESTDIR)$(BINDIR)/sm
 	install -m 644 build/sm/core.so build/sm/image_core.so $(DESTDIR)$(CMODDIR)/sm/
 	install -m 755 build/sm-worker build/sm-net build/guest/init $(DESTDIR)$(LIBEXECDIR)/
-	cd lua && find . -name '*.lua' -exec install -D -m 644 {} $(DESTDIR)$(LUADIR)/{} ';'
+	cd lua && find . -name '*.lua' -exec install -D -p -m 644 {} $(DESTDIR)$(LUADIR)/{} ';'
+	$(LUA) scripts/compile-lua lua $(DESTDIR)$(LIBEXECDIR)/luac $(BINDIR)/../share/lua/5.4
 
 # The manual (Markdown and man page) and definitions for editors, build/docs/.
 docs: all

@@ -4,10 +4,18 @@
  *
  * Everything a user can do is Lua (lua/sm/cli.lua); this file only finds the
  * Lua files and C modules next to itself, in the source tree or below a
- * prefix, and hands over. SM_LUA overrides where, for a tree that was moved.
+ * prefix, and hands over.
  *
- *   source tree   <dir>/sm, <dir>/lua/?.lua, <dir>/build/?.so
- *   installed     <prefix>/bin/sm, <prefix>/share/lua/5.4/?.lua, <prefix>/lib/lua/5.4/?.so
+ *                 source tree              installed
+ *   executable    <dir>/sm                 <prefix>/bin/sm
+ *   modules       <dir>/lua/?.lua          <prefix>/share/lua/5.4/?.lua
+ *   C modules     <dir>/build/?.so         <prefix>/lib/lua/5.4/?.so
+ *   compiled      <dir>/build/luac/?.luac  <prefix>/libexec/sm/luac/?.luac
+ *
+ * Most of what a short command costs is reading Lua, so a module is taken compiled where
+ * there is such a file (scripts/compile-lua) that says it comes from the very source
+ * that require() would read, and has its time. The source is what counts: once it is
+ * edited, it is read again.
  */
 #include <lauxlib.h>
 #include <lua.h>
@@ -18,10 +26,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifdef __APPLE__
 #include <mach-o/dyld.h>
+#define st_mtim st_mtimespec
 #endif
 
 /* The directory this executable lies in, without a trailing slash. */
@@ -57,23 +67,73 @@ static void prepend(lua_State *L, const char *field, const char *value)
     lua_pop(L, 2);
 }
 
+static int same_time(const char *a, const char *b)
+{
+    struct stat sa, sb;
+
+    return stat(a, &sa) == 0 && stat(b, &sb) == 0 &&
+           sa.st_mtim.tv_sec == sb.st_mtim.tv_sec &&
+           sa.st_mtim.tv_nsec == sb.st_mtim.tv_nsec;
+}
+
+/* One of package.searchers. Upvalues: the folders of the modules and of their compiled
+ * forms, each with a slash at its end. */
+static int search_compiled(lua_State *L)
+{
+    const char *modules = lua_tostring(L, lua_upvalueindex(1)), *source, *compiled;
+    lua_Debug info;
+
+    lua_settop(L, 1);
+    lua_getglobal(L, "package");
+    lua_getfield(L, 2, "searchpath");
+    lua_pushvalue(L, 1);
+    lua_getfield(L, 2, "path");
+    lua_call(L, 2, 1);
+    source = lua_tostring(L, 3);
+    if (!source || strncmp(source, modules, strlen(modules)) != 0)
+        return 0;
+    compiled = lua_pushfstring(L, "%s%sc", lua_tostring(L, lua_upvalueindex(2)),
+                               source + strlen(modules));
+    if (!same_time(source, compiled) || luaL_loadfilex(L, compiled, "b") != LUA_OK)
+        return 0;
+    lua_pushvalue(L, -1);
+    lua_getinfo(L, ">S", &info);
+    if (info.source[0] != '@' || strcmp(info.source + 1, source) != 0)
+        return 0;
+    lua_pushvalue(L, 3);
+    return 2;
+}
+
 static void set_paths(lua_State *L, const char *dir)
 {
     char probe[PATH_MAX + 32];
-    const char *lua, *c;
+    const char *modules, *c, *compiled;
 
     snprintf(probe, sizeof(probe), "%s/lua/sm/cli.lua", dir);
     if (access(probe, R_OK) == 0) {
-        lua = lua_pushfstring(L, "%s/lua/?.lua;%s/lua/?/init.lua", dir, dir);
+        modules = lua_pushfstring(L, "%s/lua/", dir);
         c = lua_pushfstring(L, "%s/build/?.so", dir);
+        compiled = lua_pushfstring(L, "%s/build/luac/", dir);
     } else {
-        lua = lua_pushfstring(L, "%s/../share/lua/5.4/?.lua;%s/../share/lua/5.4/?/init.lua",
-                              dir, dir);
+        modules = lua_pushfstring(L, "%s/../share/lua/5.4/", dir);
         c = lua_pushfstring(L, "%s/../lib/lua/5.4/?.so", dir);
+        compiled = lua_pushfstring(L, "%s/../libexec/sm/luac/", dir);
     }
-    prepend(L, "path", lua);
+    prepend(L, "path", lua_pushfstring(L, "%s?.lua;%s?/init.lua", modules, modules));
     prepend(L, "cpath", c);
-    lua_pop(L, 2);
+
+    /* Before the searcher that reads sources, after package.preload. */
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "searchers");
+    for (lua_Integer i = luaL_len(L, -1); i >= 2; i--) {
+        lua_geti(L, -1, i);
+        lua_seti(L, -2, i + 1);
+    }
+    lua_pushstring(L, modules);
+    lua_pushstring(L, compiled);
+    lua_pushcclosure(L, search_compiled, 2);
+    lua_seti(L, -2, 2);
+    lua_settop(L, 0);
 }
 
 static int traceback(lua_State *L)

@@ -105,8 +105,9 @@ end
 -- sm where it is cached like any installed program, with all that it loads: the lab's
 -- files are the host's, and to ask for one that is not there is to wait.
 local function install()
-    assert(os.execute(("mkdir %s/build && cp -r sm lua spec/bench/restore.lua %s/ && cp -rL build/sm build/sm-worker %s %s %s/build/"):format(
+    assert(os.execute(("mkdir %s/build && cp -rp sm lua spec/bench/restore.lua %s/ && cp -rL build/sm build/sm-worker %s %s %s/build/"):format(
         dir, dir, package.searchpath("luv", package.cpath), package.searchpath("cjson", package.cpath), dir)))
+    assert(os.execute(("lua5.4 scripts/compile-lua lua %s/build/luac %s/lua"):format(dir, dir)))
     uv.os_setenv("LUA_PATH", dir .. "/lua/?.lua")
     uv.os_setenv("LUA_CPATH", dir .. "/build/?.so")
 end

@@ -86,6 +86,67 @@ describe("make install", function()
         shell.remove(dir)
     end)
 
+    -- Compiled modules stand in for their sources only while they are known to be the same.
+    describe("compiles the modules, and sm", function()
+        local dir, source, compiled
+
+        setup(function()
+            dir = shell.tmpdir()
+            shell.run(("make -s install PREFIX=%s >/dev/null"):format(dir))
+            source, compiled = dir .. "/share/lua/5.4/sm/version.lua", dir .. "/libexec/sm/luac/sm/version.luac"
+        end)
+
+        teardown(function()
+            shell.remove(dir)
+        end)
+
+        local function write(path, text)
+            local f <close> = assert(io.open(path, "wb"))
+            f:write(text)
+        end
+
+        local function version()
+            return shell.run(dir .. "/bin/sm version"):match "^sm (%S+)"
+        end
+
+        -- A compiled form that differs from the source, so that one sees which was taken.
+        before_each(function()
+            write(source, 'return "from-source"')
+            write(compiled, string.dump(load('return "compiled"', ("@%s/bin/../share/lua/5.4/sm/version.lua"):format(dir))))
+            shell.run(("touch -r %s %s"):format(source, compiled))
+        end)
+
+        it("takes one that has its source's name and time", function()
+            assert.equal("compiled", version())
+        end)
+
+        it("reads the source once it is edited, also if it looks older", function()
+            for _, time in ipairs { "2001-01-01", "2101-01-01" } do
+                shell.run(("touch -d %s %s"):format(time, source))
+                assert.equal("from-source", version())
+            end
+        end)
+
+        it("reads the source where the other is of another file, broken, or away", function()
+            for _, code in ipairs { string.dump(load('return "moved"', "@/elsewhere/version.lua")),
+                string.dump(load('return "stripped"'), true), "\27Lua", 'return "text"', "" } do
+                write(compiled, code)
+                shell.run(("touch -r %s %s"):format(source, compiled))
+                assert.equal("from-source", version())
+            end
+            os.remove(compiled)
+            assert.equal("from-source", version())
+        end)
+
+        it("takes what the user put before it on the path", function()
+            local mine = dir .. "/mine/sm"
+            shell.run("mkdir -p " .. mine)
+            write(mine .. "/version.lua", 'return "mine"')
+            write(dir .. "/x.lua", ([[package.path = "%s/mine/?.lua;" .. package.path; print((require "sm.version"))]]):format(dir))
+            assert.equal("mine\n", shell.run(("%s/bin/sm %s/x.lua"):format(dir, dir)))
+        end)
+    end)
+
     it("is what the rockspec asks for, by LuaRocks itself, without a network", function()
         local tree = shell.tmpdir()
         shell.run(("luarocks --lua-version 5.4 --tree %s make --deps-mode none sm-scm-1.rockspec >/dev/null 2>&1")
