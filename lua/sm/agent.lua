@@ -33,40 +33,12 @@ local M = { refuse = frames.refuse, failure = frames.failure }
 local Agent = {}
 Agent.__index = Agent
 
--- ---------------------------------------------------------------- waiting
-
---- Wait until the list is woken. Yields.
----@async
----@param list table
----@param timeout number?
-function M.wait(list, timeout)
-    return loop.await(function(settle)
-        list[#list + 1] = settle
-        return function()
-            for i, fn in ipairs(list) do
-                if fn == settle then
-                    table.remove(list, i)
-                    return
-                end
-            end
-        end
-    end, timeout)
-end
-
-function M.wake(list)
-    for i = #list, 1, -1 do
-        local settle = list[i]
-        list[i] = nil
-        settle(true)
-    end
-end
+-- ---------------------------------------------------------------- sending
 
 --- Wake what waits for a change of the connection's own state.
 function Agent:wake()
-    M.wake(self.waiting)
+    loop.wake(self.waiting)
 end
-
--- ---------------------------------------------------------------- sending
 
 --- Send one frame; the payload may be a table of strings.
 function Agent:send(kind, flags, chan, payload)
@@ -138,7 +110,7 @@ function Agent:fail(err)
     for _, chan in pairs(chans) do
         chan:lost(err)
     end
-    M.wake(self.waiting)
+    loop.wake(self.waiting)
     if self.on_error and not self.bye then
         self.on_error(err)
     end
@@ -187,7 +159,7 @@ local function wait_for(self, ready, timeout)
         if left and left <= 0 then
             return nil, "agent: timeout"
         end
-        M.wait(self.waiting, left)
+        loop.wait_in(self.waiting, left)
     end
     return true
 end

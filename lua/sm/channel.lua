@@ -9,6 +9,7 @@
 -- felt by its own process and by nothing else.
 
 local agent = require "sm.agent"
+local loop = require "sm.loop"
 local wire = require "sm.wire"
 
 local M = {}
@@ -38,12 +39,11 @@ function M.init(self, a, windows)
 end
 
 function Channel:wake()
-    agent.wake(self.waiting)
+    loop.wake(self.waiting)
 end
 
 -- Wait until `ready()`; nil, reason when the channel failed or time is up.
 function Channel:wait_for(ready, timeout)
-    local loop = require "sm.loop"
     local deadline = timeout and loop.now() + timeout
     while not ready() do
         if self.gone then
@@ -53,7 +53,7 @@ function Channel:wait_for(ready, timeout)
         if left and left <= 0 then
             return nil, "timeout"
         end
-        agent.wait(self.waiting, left)
+        loop.wait_in(self.waiting, left)
     end
     return true
 end

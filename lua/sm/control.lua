@@ -48,30 +48,6 @@ Channel.__index = Channel
 local Control = {}
 Control.__index = Control
 
-local function wake(list)
-    for i = #list, 1, -1 do
-        local settle = list[i]
-        list[i] = nil
-        settle(true)
-    end
-end
-
--- Wait until something about the channel changes. Yields.
-local function wait(chan, timeout)
-    return loop.await(function(settle)
-        local list = chan.waiting
-        list[#list + 1] = settle
-        return function()
-            for i, fn in ipairs(list) do
-                if fn == settle then
-                    table.remove(list, i)
-                    return
-                end
-            end
-        end
-    end, timeout)
-end
-
 -- ------------------------------------------------------------- connection
 
 local function send(self, message)
@@ -98,7 +74,7 @@ local function finish_channel(chan, why)
         self.open_count = self.open_count - 1
     end
     chan.over = chan.over or why
-    wake(chan.waiting)
+    loop.wake(chan.waiting)
     if chan.on_over then
         chan.on_over(chan.over)
     end
@@ -148,12 +124,12 @@ function on.data(_, chan, name, bytes)
     s.credit = s.credit - #bytes
     s.last = s.last + 1
     s[s.last] = bytes
-    wake(chan.waiting)
+    loop.wake(chan.waiting)
 end
 
 function on.eof(_, chan, name)
     stream_of(chan.incoming, name).eof = true
-    wake(chan.waiting)
+    loop.wake(chan.waiting)
 end
 
 function on.credit(_, chan, name, bytes)
@@ -162,14 +138,14 @@ function on.credit(_, chan, name, bytes)
         refuse("more credit than was used")
     end
     s.credit = s.credit + bytes
-    wake(chan.waiting)
+    loop.wake(chan.waiting)
 end
 
 function on.tell(_, chan, what, value)
     if chan.on_tell then
         chan.on_tell(what, value)
     end
-    wake(chan.waiting)
+    loop.wake(chan.waiting)
 end
 
 function on.done(self, chan, ok, result, detail)
@@ -356,7 +332,7 @@ function Channel:write(name, bytes)
     local at, size = 1, #bytes
     while at <= size do
         while s.credit == 0 and not self.over do
-            wait(self)
+            loop.wait_in(self.waiting)
         end
         if self.over then
             return nil, self.over
@@ -389,7 +365,7 @@ end
 function Channel:read(name, timeout)
     local s = self.incoming[name]
     while s.first > s.last and not s.eof and not self.over do
-        local _, why = wait(self, timeout)
+        local _, why = loop.wait_in(self.waiting, timeout)
         if why == "timeout" then
             return nil, why
         end
@@ -423,7 +399,7 @@ function Channel:wait_for(ready, timeout)
         if left and left <= 0 then
             return nil, "timeout"
         end
-        wait(self, left)
+        loop.wait_in(self.waiting, left)
     end
     return true
 end

@@ -30,17 +30,8 @@ function Gate:enter()
     if self.free > 0 then
         self.free = self.free - 1
     else
-        loop.await(function(settle)
-            self.queue[#self.queue + 1] = settle
-            return function()
-                for i, waiting in ipairs(self.queue) do
-                    if waiting == settle then
-                        table.remove(self.queue, i)
-                        return
-                    end
-                end
-                leave(self) -- the place was ours already
-            end
+        loop.wait_in(self.queue, nil, function() -- the place was ours already
+            leave(self)
         end)
     end
     local gate, done = self, false

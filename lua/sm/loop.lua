@@ -69,15 +69,11 @@ end
 
 local function finish(task, ok, ...)
     task.done, task.ok, task.results = true, ok, table.pack(...)
-    local waiters = task.waiters
-    task.waiters = {}
-    if not ok and #waiters == 0 and not task.cancelled and not task.quiet then
+    if not ok and #task.waiters == 0 and not task.cancelled and not task.quiet then
         failure = failure or task.results[1]
         uv.stop()
     end
-    for _, fn in ipairs(waiters) do
-        fn()
-    end
+    M.wake(task.waiters)
 end
 
 local function resume(task, ...)
@@ -228,6 +224,63 @@ function M.await(setup, timeout)
     return table.unpack(answer, 1, answer.n)
 end
 
+--- Wait in a list until somebody wakes it, or takes the oldest waiter out of it and calls
+--- that; returns what it was called with. One that gives up (the timeout, a task that is
+--- cancelled) leaves the list. One that is cancelled when it was called already, and has
+--- not gone on yet, passes what it was given to `unclaimed(...)`. Yields.
+---
+--- ```lua
+--- local loop = require "sm.loop"
+--- local list = {}
+--- local task = loop.spawn(function()
+---     return loop.wait_in(list)
+--- end)
+--- loop.sleep(0.001)
+--- table.remove(list, 1)("its turn")
+--- assert(task:join() == "its turn")
+--- ```
+---@async
+---@param list table the waiters, functions, the oldest first
+---@param timeout number? seconds
+---@param unclaimed? fun(...)
+function M.wait_in(list, timeout, unclaimed)
+    check("loop.wait_in", 1, list, "list", "table")
+    check("loop.wait_in", 2, timeout, "timeout", "number?")
+    check("loop.wait_in", 3, unclaimed, "unclaimed", "function?")
+    return M.await(function(settle)
+        local given
+        local function waiter(...)
+            given = table.pack(...)
+            settle(...)
+        end
+        list[#list + 1] = waiter
+        return function()
+            for i, other in ipairs(list) do
+                if other == waiter then
+                    table.remove(list, i)
+                    return
+                end
+            end
+            if given and unclaimed then
+                unclaimed(table.unpack(given, 1, given.n))
+            end
+        end
+    end, timeout)
+end
+
+--- Wake all that wait in a list; `wait_in` returns true to them.
+---@param list table
+function M.wake(list)
+    check("loop.wake", 1, list, "list", "table")
+    local waiters = table.move(list, 1, #list, 1, {})
+    for i = #list, 1, -1 do
+        list[i] = nil
+    end
+    for _, waiter in ipairs(waiters) do
+        waiter(true)
+    end
+end
+
 --- Wait until the task ends and return its results; its error is rethrown.
 --- With a timeout in seconds: nil, "timeout". Yields.
 ---@async
@@ -235,17 +288,7 @@ end
 function Task:join(timeout)
     check("task:join", 1, timeout, "timeout", "number?")
     if not self.done then
-        local _, why = M.await(function(settle)
-            self.waiters[#self.waiters + 1] = settle
-            return function()
-                for i, fn in ipairs(self.waiters) do
-                    if fn == settle then
-                        table.remove(self.waiters, i)
-                        break
-                    end
-                end
-            end
-        end, timeout)
+        local _, why = M.wait_in(self.waiters, timeout)
         if why == "timeout" and not self.done then
             return nil, "timeout"
         end

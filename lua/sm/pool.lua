@@ -147,10 +147,30 @@ local function watch(self, vm)
     end)
 end
 
--- Hand the oldest ready copies to those who wait the longest.
+-- The oldest ready copy, which is its user's from now on: closing it gives it back.
+local function lend(self)
+    local vm = table.remove(self.ready, 1)
+    if vm then
+        self.taken = self.taken + 1
+        self.users[vm] = true
+    end
+    return vm
+end
+
+-- Hand ready copies to those who wait the longest.
 local function serve(self)
     while self.waiting[1] and self.ready[1] do
-        table.remove(self.waiting, 1)(table.remove(self.ready, 1))
+        table.remove(self.waiting, 1)(lend(self))
+    end
+end
+
+-- What was lent to somebody who gave up before hearing of it.
+local function put_back(self, vm)
+    if vm and self.users[vm] and not self.closed then
+        self.users[vm] = nil
+        self.taken = self.taken - 1
+        table.insert(self.ready, 1, vm)
+        serve(self)
     end
 end
 
@@ -184,11 +204,13 @@ local function make(self)
     end
     self.making = self.making - 1 -- whoever closes the pool waits for it
     if self.closed then
+        loop.wake(self.makers)
         return
     elseif not vm then
         self.counts.failed = self.counts.failed + 1
         self.failures = self.failures + 1
         self.last_error = err
+        loop.wake(self.makers)
         -- Whoever waits hears why, rather than waiting for what cannot be.
         if #self.waiting > 0 then
             table.remove(self.waiting, 1)(nil, err)
@@ -204,6 +226,7 @@ local function make(self)
     remember(self.make_seconds, self.counts.made, loop.now() - began)
     self.ready[#self.ready + 1] = vm
     watch(self, vm)
+    loop.wake(self.makers)
     serve(self)
     trim_idle(self, vm)
     fill(self)
@@ -263,6 +286,7 @@ function M.new(cfg)
     end
     self.template, self.own_template = template, self.image ~= nil
     self.ready, self.waiting, self.users = {}, {}, {}
+    self.makers = {} -- those who wait for a copy to be made, or not to be
     self.taken, self.making, self.failures, self.floor = 0, 0, 0, self.min
     self.make_seconds, self.acquire_seconds = {}, {}
     self.counts = { made = 0, acquired = 0, released = 0, died = 0, failed = 0, idled = 0, timeouts = 0 }
@@ -278,20 +302,12 @@ function M.new(cfg)
             self:close()
             return nil, err
         end
-        loop.sleep(0.005)
+        loop.wait_in(self.makers)
     end
     if not self.restore_on_release then
         self.floor = 0
     end
     return self
-end
-
--- What a user gets: closing it gives it back.
-local function lend(self, vm)
-    self.taken = self.taken + 1
-    self.users[vm] = true
-    self.counts.acquired = self.counts.acquired + 1
-    return vm
 end
 
 --- A VM that nobody has touched; `vm:close()` (or `<close>`) gives it back.
@@ -306,20 +322,15 @@ function Pool:acquire(timeout)
         return nil, "pool: closed"
     end
     local began = loop.now()
-    local vm, err = table.remove(self.ready, 1), nil
+    local vm, err = lend(self), nil
     if not vm then
-        vm, err = loop.await(function(settle)
-            self.waiting[#self.waiting + 1] = settle
-            fill(self)
-            return function()
-                for i, other in ipairs(self.waiting) do
-                    if other == settle then
-                        table.remove(self.waiting, i)
-                        return
-                    end
-                end
-            end
-        end, timeout or self.acquire_timeout)
+        loop.spawn(fill, self) -- once we wait
+        vm, err = loop.wait_in(self.waiting, timeout or self.acquire_timeout, function(unclaimed)
+            put_back(self, unclaimed)
+        end)
+        if vm and self.closed then -- and what it had lent is ended
+            vm, err = nil, "closed"
+        end
     end
     if not vm then
         if err == "timeout" then
@@ -327,7 +338,7 @@ function Pool:acquire(timeout)
         end
         return nil, err == "timeout" and err or "pool: " .. tostring(err)
     end
-    lend(self, vm)
+    self.counts.acquired = self.counts.acquired + 1
     remember(self.acquire_seconds, self.counts.acquired, loop.now() - began)
     fill(self)
     return vm
@@ -386,7 +397,7 @@ function Pool:close()
         vm:close()
     end
     while self.making > 0 do
-        loop.sleep(0.005)
+        loop.wait_in(self.makers)
     end
     if self.own_template then
         if self.hold then

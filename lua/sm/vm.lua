@@ -73,10 +73,7 @@ local function ended(self, state)
         return
     end
     self.ending = decide(self, state)
-    for _, settle in ipairs(self.waiters) do
-        settle(true)
-    end
-    self.waiters = {}
+    loop.wake(self.waiters)
 end
 
 -- The task that listens to the worker until the machine has stopped.
@@ -463,17 +460,7 @@ end
 function VM:wait(timeout)
     check("vm:wait", 1, timeout, "timeout", "number?")
     if not self.ending then
-        local ok, err = loop.await(function(settle)
-            self.waiters[#self.waiters + 1] = settle
-            return function()
-                for i, fn in ipairs(self.waiters) do
-                    if fn == settle then
-                        table.remove(self.waiters, i)
-                        return
-                    end
-                end
-            end
-        end, timeout)
+        local ok, err = loop.wait_in(self.waiters, timeout)
         if not ok then
             return nil, err
         end

@@ -96,14 +96,6 @@ end
 
 -- ---- from the worker ----
 
-local function wake_waiters(state)
-    local waiters = state.waiters
-    state.waiters = {}
-    for _, settle in ipairs(waiters) do
-        settle(true)
-    end
-end
-
 local serve
 
 local function add_event(state, event)
@@ -115,7 +107,7 @@ local function add_event(state, event)
     if event.type == "state" and event.state == "stopped" then
         state.stopped = true
     end
-    wake_waiters(state)
+    loop.wake(state.waiters)
 end
 
 local function deliver(state, message)
@@ -185,7 +177,7 @@ local function finish(state)
     for _, settle in pairs(pending) do
         settle(nil)
     end
-    wake_waiters(state)
+    loop.wake(state.waiters)
 end
 
 local function at_eof(state)
@@ -538,17 +530,7 @@ end
 -- Until an event has come or the worker has ended. Yields.
 local function wait_for_news(state, timeout)
     local _ <close> = held(state)
-    return loop.await(function(settle)
-        state.waiters[#state.waiters + 1] = settle
-        return function()
-            for i, waiter in ipairs(state.waiters) do
-                if waiter == settle then
-                    table.remove(state.waiters, i)
-                    break
-                end
-            end
-        end
-    end, timeout)
+    return loop.wait_in(state.waiters, timeout)
 end
 
 --- Wait for the next event. nil, "timeout", or nil and why there is none any

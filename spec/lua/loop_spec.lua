@@ -114,6 +114,54 @@ describe("sm.loop", function()
         assert.equal("timeout", why)
     end)
 
+    it("waits in a list for its turn, and leaves it when it gives up", function()
+        local list, got, unclaimed = {}, {}, nil
+        loop.run(function()
+            local function wait(name, timeout)
+                return loop.spawn(function()
+                    got[name] = loop.wait_in(list, timeout, function(what)
+                        unclaimed = what
+                    end) or "nothing"
+                end)
+            end
+            local first, second, third = wait "first", wait("second", 0.01), wait "third"
+            loop.sleep(0.02)
+            assert.equal(2, #list)
+            table.remove(list, 1) "a"
+            first:join()
+            third:cancel()
+            assert.same({}, list)
+            -- Called, and cancelled before it goes on.
+            local fourth = wait "fourth"
+            loop.sleep(0.001)
+            table.remove(list, 1) "d"
+            fourth:cancel()
+            second:join()
+        end)
+        assert.same({ first = "a", second = "nothing" }, got)
+        assert.equal("d", unclaimed)
+    end)
+
+    it("wakes all of a list", function()
+        local list, woken = {}, {}
+        loop.run(function()
+            local tasks = {}
+            for i = 1, 3 do
+                tasks[i] = loop.spawn(function()
+                    assert.is_true(loop.wait_in(list))
+                    woken[#woken + 1] = i
+                end)
+            end
+            loop.sleep(0.001)
+            loop.wake(list)
+            assert.same({}, list)
+            for _, task in ipairs(tasks) do
+                task:join()
+            end
+        end)
+        assert.same({ 1, 2, 3 }, woken)
+    end)
+
     it("waits for a descriptor", function()
         local fds = uv.pipe({ nonblock = true }, { nonblock = true })
         loop.run(function()

@@ -44,7 +44,7 @@ function M.spawn(opts)
     }, loop.guard(function(code, signal)
         process.handle:close()
         process.exited, process.code, process.signal = true, code, signal
-        agent.wake(process.waiting)
+        loop.wake(process.waiting)
     end))
     uv.fs_close(theirs)
     assert(process.handle, process.pid)
@@ -65,7 +65,7 @@ end
 
 function M.wait_exit(process, timeout)
     while not process.exited do
-        assert(agent.wait(process.waiting, timeout or 10), "the agent did not exit")
+        assert(loop.wait_in(process.waiting, timeout or 10), "the agent did not exit")
     end
     return process.code
 end
