@@ -100,19 +100,14 @@ describe("make install", function()
             shell.remove(dir)
         end)
 
-        local function write(path, text)
-            local f <close> = assert(io.open(path, "wb"))
-            f:write(text)
-        end
-
         local function version()
             return shell.run(dir .. "/bin/sm version"):match "^sm (%S+)"
         end
 
         -- A compiled form that differs from the source, so that one sees which was taken.
         before_each(function()
-            write(source, 'return "from-source"')
-            write(compiled, string.dump(load('return "compiled"', ("@%s/bin/../share/lua/5.4/sm/version.lua"):format(dir))))
+            shell.write(source, 'return "from-source"')
+            shell.write(compiled, string.dump(load('return "compiled"', ("@%s/bin/../share/lua/5.4/sm/version.lua"):format(dir))))
             shell.run(("touch -r %s %s"):format(source, compiled))
         end)
 
@@ -130,7 +125,7 @@ describe("make install", function()
         it("reads the source where the other is of another file, broken, or away", function()
             for _, code in ipairs { string.dump(load('return "moved"', "@/elsewhere/version.lua")),
                 string.dump(load('return "stripped"'), true), "\27Lua", 'return "text"', "" } do
-                write(compiled, code)
+                shell.write(compiled, code)
                 shell.run(("touch -r %s %s"):format(source, compiled))
                 assert.equal("from-source", version())
             end
@@ -141,8 +136,8 @@ describe("make install", function()
         it("takes what the user put before it on the path", function()
             local mine = dir .. "/mine/sm"
             shell.run("mkdir -p " .. mine)
-            write(mine .. "/version.lua", 'return "mine"')
-            write(dir .. "/x.lua", ([[package.path = "%s/mine/?.lua;" .. package.path; print((require "sm.version"))]]):format(dir))
+            shell.write(mine .. "/version.lua", 'return "mine"')
+            shell.write(dir .. "/x.lua", ([[package.path = "%s/mine/?.lua;" .. package.path; print((require "sm.version"))]]):format(dir))
             assert.equal("mine\n", shell.run(("%s/bin/sm %s/x.lua"):format(dir, dir)))
         end)
     end)

@@ -3,23 +3,9 @@ local uv = require "luv"
 local shell = require "support.shell"
 
 local initramfs = require "sm.initramfs"
-local q = shell.quote
+local q, read, write = shell.quote, shell.read, shell.write
 
 local dir, real_cache
-
-local function write(path, data)
-    local file = assert(io.open(path, "wb"))
-    file:write(data)
-    assert(file:close())
-    return path
-end
-
-local function read(path)
-    local file = assert(io.open(path, "rb"))
-    local data = file:read("a")
-    file:close()
-    return data
-end
 
 -- The archive as GNU cpio sees it: path -> "mode owner size-or-device".
 local function listing(path)
@@ -37,16 +23,7 @@ local function listing(path)
 end
 
 local function cached()
-    local names = {}
-    local scan = uv.fs_scandir(dir .. "/cache/initramfs")
-    while scan do
-        local name = uv.fs_scandir_next(scan)
-        if not name then
-            break
-        end
-        names[#names + 1] = name
-    end
-    return names
+    return shell.list(dir .. "/cache/initramfs")
 end
 
 describe("sm.initramfs", function()

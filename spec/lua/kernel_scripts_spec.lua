@@ -6,26 +6,9 @@
 local uv = require "luv"
 local shell = require "support.shell"
 
-local q = shell.quote
+local q, read, write = shell.quote, shell.read, shell.write
 local root = uv.cwd()
 local dir
-
-local function write(path, data, mode)
-    local file = assert(io.open(path, "wb"))
-    file:write(data)
-    assert(file:close())
-    if mode then
-        assert(uv.fs_chmod(path, tonumber(mode, 8)))
-    end
-    return path
-end
-
-local function read(path)
-    local file = assert(io.open(path, "rb"))
-    local data = file:read("a")
-    file:close()
-    return data
-end
 
 -- Everything in the kernel cache, hidden names too, but for the lock files.
 local function cached()

@@ -3,37 +3,9 @@ local uv = require "luv"
 local shell = require "support.shell"
 
 local kernel = require "sm.kernel"
-local q = shell.quote
+local q, read, write, list = shell.quote, shell.read, shell.write, shell.list
 
 local dir, real_cache
-
-local function write(path, data)
-    local file = assert(io.open(path, "wb"))
-    file:write(data)
-    assert(file:close())
-    return path
-end
-
-local function read(path)
-    local file = assert(io.open(path, "rb"))
-    local data = file:read("a")
-    file:close()
-    return data
-end
-
-local function list(path)
-    local names = {}
-    local scan = uv.fs_scandir(path)
-    while scan do
-        local name = uv.fs_scandir_next(scan)
-        if not name then
-            break
-        end
-        names[#names + 1] = name
-    end
-    table.sort(names)
-    return names
-end
 
 local function note(name, kind, desc)
     local function padded(s)

@@ -8,25 +8,13 @@
 -- What ends on its own time (a thread being joined by the kernel, a process
 -- being reaped) gets a few seconds of the loop; what is still there is named.
 
+local entries = require("support.shell").list
 local loop = require "sm.loop"
 local uv = require "luv"
 
 local M = {}
 
 local PATIENCE_SECONDS = 5
-
-local function entries(path)
-    local names = {}
-    local scan = uv.fs_scandir(path)
-    while scan do
-        local name = uv.fs_scandir_next(scan)
-        if not name then
-            break
-        end
-        names[#names + 1] = name
-    end
-    return names
-end
 
 local function first_line(path)
     local file = io.open(path, "r")

@@ -63,10 +63,16 @@ end
 
 ---@param path string
 ---@param text string
-function M.write(path, text)
+---@param mode string? octal
+---@return string path
+function M.write(path, text, mode)
     local file = assert(io.open(path, "wb"))
     assert(file:write(text))
     assert(file:close())
+    if mode then
+        assert(uv.fs_chmod(path, tonumber(mode, 8)))
+    end
+    return path
 end
 
 ---@param path string
@@ -76,6 +82,20 @@ function M.read(path)
     local text = file:read("a")
     file:close()
     return text
+end
+
+--- The names in a folder, sorted; none where there is no folder.
+---@param path string
+---@return string[]
+function M.list(path)
+    local names, scan = {}, uv.fs_scandir(path)
+    local name = scan and uv.fs_scandir_next(scan)
+    while name do
+        names[#names + 1] = name
+        name = uv.fs_scandir_next(scan)
+    end
+    table.sort(names)
+    return names
 end
 
 return M
