@@ -150,18 +150,10 @@ end
 
 -- Wait for a condition that control frames change. Yields.
 local function wait_for(self, ready, timeout)
-    local deadline = timeout and loop.now() + timeout
-    while not ready() do
-        if self.dead then
-            return nil, self.dead
-        end
-        local left = deadline and deadline - loop.now()
-        if left and left <= 0 then
-            return nil, "agent: timeout"
-        end
-        loop.wait_in(self.waiting, left)
-    end
-    return true
+    local ok, why = loop.wait_until(self.waiting, ready, function()
+        return self.dead
+    end, timeout)
+    return ok, why == "timeout" and "agent: timeout" or why
 end
 
 --- Take a connection and wait for the agent's HELLO. `stream` is a connected

@@ -44,18 +44,9 @@ end
 
 -- Wait until `ready()`; nil, reason when the channel failed or time is up.
 function Channel:wait_for(ready, timeout)
-    local deadline = timeout and loop.now() + timeout
-    while not ready() do
-        if self.gone then
-            return nil, self.gone
-        end
-        local left = deadline and deadline - loop.now()
-        if left and left <= 0 then
-            return nil, "timeout"
-        end
-        loop.wait_in(self.waiting, left)
-    end
-    return true
+    return loop.wait_until(self.waiting, ready, function()
+        return self.gone
+    end, timeout)
 end
 
 --- The connection is gone.

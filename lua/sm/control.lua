@@ -364,13 +364,12 @@ end
 ---@return string? err
 function Channel:read(name, timeout)
     local s = self.incoming[name]
-    while s.first > s.last and not s.eof and not self.over do
-        local _, why = loop.wait_in(self.waiting, timeout)
-        if why == "timeout" then
-            return nil, why
-        end
-    end
-    if s.first > s.last then
+    local ok, why = self:wait_for(function()
+        return s.first <= s.last or s.eof or self.over
+    end, timeout)
+    if not ok then
+        return nil, why
+    elseif s.first > s.last then
         return nil, not s.eof and self.over or nil
     end
     local piece = s[s.first]
@@ -390,18 +389,9 @@ end
 ---@param ready fun(): any
 ---@param timeout number?
 function Channel:wait_for(ready, timeout)
-    local deadline = timeout and loop.now() + timeout
-    while not ready() do
-        if self.over then
-            return nil, self.over
-        end
-        local left = deadline and deadline - loop.now()
-        if left and left <= 0 then
-            return nil, "timeout"
-        end
-        loop.wait_in(self.waiting, left)
-    end
-    return true
+    return loop.wait_until(self.waiting, ready, function()
+        return self.over
+    end, timeout)
 end
 
 --- Wait for the answer: the result, or nil, why, detail. Yields.

@@ -268,6 +268,35 @@ function M.wait_in(list, timeout, unclaimed)
     end, timeout)
 end
 
+--- Wait in a list until `ready()`, which is asked again each time the list is woken; nil
+--- and why once `gone()` says why it never will be; nil, "timeout". Yields.
+---@async
+---@param list table the waiters
+---@param ready fun(): any
+---@param gone fun(): string?
+---@param timeout number? seconds
+---@return true?
+---@return string? err
+function M.wait_until(list, ready, gone, timeout)
+    check("loop.wait_until", 1, list, "list", "table")
+    check("loop.wait_until", 2, ready, "ready", "function")
+    check("loop.wait_until", 3, gone, "gone", "function")
+    check("loop.wait_until", 4, timeout, "timeout", "number?")
+    local deadline = timeout and M.now() + timeout
+    while not ready() do
+        local why = gone()
+        if why then
+            return nil, why
+        end
+        local left = deadline and deadline - M.now()
+        if left and left <= 0 then
+            return nil, "timeout"
+        end
+        M.wait_in(list, left)
+    end
+    return true
+end
+
 --- Wake all that wait in a list; `wait_in` returns true to them.
 ---@param list table
 function M.wake(list)

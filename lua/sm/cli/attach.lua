@@ -3,8 +3,7 @@
 -- sm attach: join the command of a detached VM. What it says from now on comes
 -- here; ctrl-p ctrl-q lets go of a terminal and leaves the command running.
 
-local uv = require "luv"
-local loop = require "sm.loop"
+local signals = require "sm.cli.signals"
 local streams = require "sm.cli.streams"
 local terminal = require "sm.cli.terminal"
 local vms = require "sm.cli.vms"
@@ -49,16 +48,7 @@ local function run(vm, o)
     if tty then
         proc:resize(terminal.size(0))
     end
-    local signals = {}
-    if not o.no_signal then
-        for host, guest in pairs { sigterm = "TERM", sigint = "INT", sighup = "HUP", sigquit = "QUIT" } do
-            local h = assert(uv.new_signal())
-            h:start(host, loop.guard(function()
-                proc:signal(guest)
-            end))
-            signals[#signals + 1] = h
-        end
-    end
+    local _ <close> = not o.no_signal and signals.forward(proc) or nil
     local exit
     do
         local joined <close> = streams.join(view, { tty = tty, stdin = not o.no_stdin and (vm.info.stdin or tty) })
@@ -66,9 +56,6 @@ local function run(vm, o)
         if not let_go then
             joined:finish()
         end
-    end
-    for _, h in ipairs(signals) do
-        h:close()
     end
     if let_go then
         io.stderr:write "let go; the command runs on\n"

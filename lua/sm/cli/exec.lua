@@ -3,9 +3,8 @@
 -- sm exec: a command in a running VM. Environment, folder and user are the
 -- VM's own command's unless flags say otherwise.
 
-local uv = require "luv"
-local loop = require "sm.loop"
 local oci_config = require "sm.oci_config"
+local signals = require "sm.cli.signals"
 local streams = require "sm.cli.streams"
 local terminal = require "sm.cli.terminal"
 local vms = require "sm.cli.vms"
@@ -27,23 +26,6 @@ local M = {
     min = 2,
     needs = "a VM and a command",
 }
-
--- Signals that would end us are for the command.
-local function forward(proc)
-    local handles = {}
-    for host, guest in pairs { sigterm = "TERM", sigint = "INT", sighup = "HUP", sigquit = "QUIT" } do
-        local h = assert(uv.new_signal())
-        h:start(host, loop.guard(function()
-            proc:signal(guest)
-        end))
-        handles[#handles + 1] = h
-    end
-    return setmetatable({}, { __close = function()
-        for _, h in ipairs(handles) do
-            h:close()
-        end
-    end })
-end
 
 local function options(o, info, argv)
     -- The VM's own environment takes the place of an image's.
@@ -84,7 +66,7 @@ function M.in_vm(vm, o, argv)
         return 0
     end
     local held <close> = proc
-    local signals <close> = forward(held)
+    local _ <close> = signals.forward(held)
     local joined <close> = streams.join(held, { tty = o.tty, stdin = o.interactive })
     local exit
     exit, err = held:wait()

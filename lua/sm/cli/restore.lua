@@ -7,25 +7,9 @@ local uv = require "luv"
 local loop = require "sm.loop"
 local oci_config = require "sm.oci_config"
 local sm = require "sm"
+local signals = require "sm.cli.signals"
 local streams = require "sm.cli.streams"
 local terminal = require "sm.cli.terminal"
-
--- Signals that would end us go to `answer`.
-local function on_signals(answer)
-    local handles = {}
-    for host, guest in pairs { sigterm = "TERM", sigint = "INT", sighup = "HUP" } do
-        local h = assert(uv.new_signal())
-        h:start(host, loop.guard(function()
-            answer(guest)
-        end))
-        handles[#handles + 1] = h
-    end
-    return setmetatable({}, { __close = function()
-        for _, h in ipairs(handles) do
-            h:close()
-        end
-    end })
-end
 
 local function run_command(o, vm, argv)
     local image = (vm.image.config or {}).config or {}
@@ -47,9 +31,7 @@ local function run_command(o, vm, argv)
     if not proc then
         return failure and failure.stage == "exec" and failure.status or nil, err
     end
-    local _ <close> = on_signals(function(name)
-        proc:signal(name)
-    end)
+    local _ <close> = signals.forward(proc)
     local joined <close> = streams.join(proc, { tty = o.tty, stdin = o.interactive })
     local result = proc:wait()
     joined:finish()
@@ -106,7 +88,7 @@ return {
         end
         print(vm.id)
         io.stdout:flush()
-        local _ <close> = on_signals(function()
+        local _ <close> = signals.take(function()
             loop.spawn(vm.stop, vm)
         end)
         local ending = vm:wait()

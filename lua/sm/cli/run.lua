@@ -6,12 +6,12 @@
 -- code is ours. Standard streams are joined to it; signals that would end us
 -- go to it first, and after a grace time it is killed.
 
-local uv = require "luv"
 local config = require "sm.config"
 local loop = require "sm.loop"
 local net_config = require "sm.net_config"
 local oci_config = require "sm.oci_config"
 local progress = require "sm.cli.progress"
+local signals = require "sm.cli.signals"
 local sm = require "sm"
 local streams = require "sm.cli.streams"
 local terminal = require "sm.cli.terminal"
@@ -163,10 +163,10 @@ local function process_of(o, image, command)
     return oci_config.resolve(image.config, overrides)
 end
 
--- Signals that end a program are the command's to answer. Returns a function
--- that gives them back.
+-- Signals that end a program are the command's to answer, and ours if it does not.
+-- Returns what gives them back when it is closed.
 local function forward_signals(proc, vm, o, stop_signal)
-    local handles, stopping = {}, false
+    local stopping = false
     local function stop(name)
         if stopping then
             vm:kill()
@@ -181,20 +181,9 @@ local function forward_signals(proc, vm, o, stop_signal)
             end
         end
     end
-    for host, guest in pairs { sigterm = stop_signal, sigint = "INT", sighup = "HUP", sigquit = "QUIT" } do
-        local h = assert(uv.new_signal())
-        h:start(host, loop.guard(function()
-            loop.spawn(stop, guest)
-        end))
-        handles[#handles + 1] = h
-    end
-    return function()
-        for _, h in ipairs(handles) do
-            if not h:is_closing() then
-                h:close()
-            end
-        end
-    end
+    return signals.take(function(name)
+        loop.spawn(stop, name == "TERM" and stop_signal or name)
+    end)
 end
 
 -- The command has ended and the machine has not: keep what was changed.
@@ -252,7 +241,7 @@ local function boot(o, image, process, marks)
     if o.verbose or o.timeline then
         io.stderr:write(timeline.format(vm, marks))
     end
-    local release = forward_signals(proc, vm, o, stop_signal)
+    local taken <close> = forward_signals(proc, vm, o, stop_signal)
     local joined <close> = streams.join(proc, { tty = o.tty, stdin = o.interactive })
     local timed_out
     local result, why = proc:wait(o.timeout)
@@ -266,7 +255,7 @@ local function boot(o, image, process, marks)
         end
     end
     joined:finish()
-    release()
+    taken.close()
     if o.commit and result then
         return finish_commit(o, vm, result, process)
     end
