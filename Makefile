@@ -85,7 +85,7 @@ build/luac/.stamp: scripts/compile-lua $(shell find lua -name '*.lua')
 	@touch $@
 
 # libslirp by its shared object alone: its .pc file asks for glib's headers.
-net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c core/recv_fd.c core/tap.c
+net_bin_src := $(wildcard core/net/*.c) core/msg.c core/io.c core/confine.c core/msg_socket.c core/tap.c
 $(B)/sm-net: $(call obj,$(net_bin_src))
 	$(CC) -pthread $(SANFLAGS) $(LDFLAGS) -o $@ $^ -lslirp
 

@@ -278,7 +278,7 @@ static int open_nic(struct sm_control *c, const struct sm_msg_reader *args, stru
     nic->rate_bytes = (uint64_t)get_int(args, "rate_bytes", 0);
     nic->rate_packets = (uint64_t)get_int(args, "rate_packets", 0);
     nic->event = c->event;
-    nic->arg = c;
+    nic->arg = c->event_arg;
     find_own(&nic->policy);
     get_text(args, "pcap", capture, sizeof(capture));
     err = capture[0] ? sm_pcap_open(capture, &pcap) : 0;
@@ -528,10 +528,10 @@ static int net_stats(struct sm_control *c, const struct sm_msg_reader *args)
 
 /* ---- events ---- */
 
-void sm_control_event(struct sm_control *c, struct sm_nic *nic, const struct sm_nic_event *e)
+void sm_control_event(struct sm_control *c, struct sm_nic *nic, const struct sm_nic_event *e,
+                      struct sm_msg_writer *w)
 {
     static const char *const types[] = { "blocked", "flow", "rebinding", "name", "gone" };
-    struct sm_msg_writer *w = &c->out;
     const char *name = e->name;
     char text[SM_ADDR_TEXT];
     bool addr = e->kind == SM_NIC_REBINDING;

@@ -22,10 +22,10 @@
 struct sm_control {
     struct sm_nic *nics[SM_CONTROL_NICS];
     struct sm_hub *hub;
-    struct sm_msg_writer out;    /* frames for the parent, events among them */
     struct sm_msg_writer result; /* of the request being served: it may cause events */
     uint64_t events_lost;
-    void (*event)(struct sm_nic *nic, const struct sm_nic_event *e, void *arg);
+    void (*event)(struct sm_nic *nic, const struct sm_nic_event *e, void *event_arg);
+    void *event_arg;
     int passed_fd; /* that came with the request being served; -1: none */
     char err[256];
 };
@@ -33,8 +33,9 @@ struct sm_control {
 /* Appends the result to `result`; 0 or -errno with err filled in. */
 int sm_control_request(struct sm_control *c, const struct sm_msg_value *name,
                        const struct sm_msg_reader *args);
-/* Appends the event, a map, to `out`. */
-void sm_control_event(struct sm_control *c, struct sm_nic *nic, const struct sm_nic_event *e);
+/* Appends the event, a map, to `w`. */
+void sm_control_event(struct sm_control *c, struct sm_nic *nic, const struct sm_nic_event *e,
+                      struct sm_msg_writer *w);
 void sm_control_close(struct sm_control *c);
 
 #endif

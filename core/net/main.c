@@ -12,9 +12,8 @@
  * its worker over does not reach it. The price is one copy and two system
  * calls a frame, and frames are 64 KiB: `make bench` has the figures.
  *
- * A frame of the control socket is a length (u32, little-endian) and a message
- * (core/msg.h): [id, name, arguments] → [id, true, result] or [id, false,
- * text, errno]; events are [0, event]. Everything that needs a file or a
+ * The control socket's frames are those of core/msg_socket.h; a reply is [id, true,
+ * result] or [id, false, text, errno]. Everything that needs a file or a
  * privilege is opened by requests before `net.confine`, and cards plugged in
  * after it can only be those of a switch. The process ends when the control
  * socket does.
@@ -38,9 +37,8 @@
 #include "backends.h"
 #include "confine.h"
 #include "control.h"
-#include "recv_fd.h"
+#include "msg_socket.h"
 
-#define LENGTH_BYTES 4
 #define REQUEST_BYTES (1u << 20)
 #define OUT_BYTES (4u << 20)
 #define EVENTS_BYTES (256u << 10) /* a parent that does not read loses events */
@@ -48,83 +46,49 @@
 
 struct process {
     struct sm_control control;
-    int fd, index;
-    uint8_t *in;
-    size_t in_len, sent;
+    struct sm_msg_socket sock;
+    int index; /* of the socket among those polled */
 };
 
-/* ---- sending ---- */
-
-static size_t frame_begin(struct sm_msg_writer *out)
-{
-    size_t at = out->len;
-
-    sm_msg_put_raw(out, "\0\0\0", LENGTH_BYTES);
-    return at;
-}
-
-static void frame_end(struct sm_msg_writer *out, size_t at)
-{
-    uint32_t len = (uint32_t)(out->len - at - LENGTH_BYTES);
-
-    for (unsigned i = 0; i < LENGTH_BYTES && !out->error; i++)
-        out->buf[at + i] = (uint8_t)(len >> (8 * i));
-}
-
-static int flush_out(struct process *p)
-{
-    struct sm_msg_writer *out = &p->control.out;
-
-    while (p->sent < out->len) {
-        ssize_t n = send(p->fd, out->buf + p->sent, out->len - p->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
-
-        if (n < 0)
-            return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-        p->sent += (size_t)n;
-    }
-    p->sent = 0;
-    sm_msg_writer_rewind(out, 0);
-    return 0;
-}
+/* ---- events ---- */
 
 static void put_event(struct sm_nic *nic, const struct sm_nic_event *e, void *arg)
 {
-    struct sm_control *c = arg;
-    struct sm_msg_writer *out = &c->out;
+    struct process *p = arg;
+    struct sm_msg_writer *out = &p->sock.out;
     size_t at;
 
     if (out->len > EVENTS_BYTES) {
-        c->events_lost++;
+        p->control.events_lost++;
         return;
     }
-    at = frame_begin(out);
+    at = sm_msg_socket_begin(&p->sock);
     sm_msg_put_array(out, 2);
     sm_msg_put_int(out, 0);
-    sm_control_event(c, nic, e);
-    frame_end(out, at);
+    sm_control_event(&p->control, nic, e, out);
+    sm_msg_socket_end(&p->sock, at);
 }
 
 /* ---- requests ---- */
 
-static int serve(struct process *p, const uint8_t *msg, size_t len)
+static int serve(void *arg, const struct sm_msg_request *r)
 {
-    struct sm_msg_writer *out = &p->control.out;
-    struct sm_msg_reader r;
-    struct sm_msg_value head, id, name;
-    struct sm_msg_writer *result = &p->control.result;
+    struct process *p = arg;
+    struct sm_msg_writer *out = &p->sock.out, *result = &p->control.result;
+    struct sm_msg_reader args;
     size_t at;
     int err;
 
-    sm_msg_reader_init(&r, msg, len);
-    if (sm_msg_check(msg, len) < 0 || sm_msg_next(&r, &head) < 0 || head.type != SM_MSG_ARRAY ||
-        head.u.count != 3 || sm_msg_next(&r, &id) < 0 || id.type != SM_MSG_INT ||
-        sm_msg_next(&r, &name) < 0 || name.type != SM_MSG_BYTES)
-        return -EBADMSG;
+    sm_msg_reader_init(&args, r->args, r->args_len);
     sm_msg_writer_rewind(result, 0);
-    err = sm_control_request(&p->control, &name, &r);
-    at = frame_begin(out);
+    p->control.passed_fd = p->sock.passed_fd;
+    p->sock.passed_fd = -1;
+    err = sm_control_request(&p->control, &r->name, &args);
+    if (p->control.passed_fd >= 0)
+        close(p->control.passed_fd); /* nobody wanted it */
+    at = sm_msg_socket_begin(&p->sock);
     sm_msg_put_array(out, err ? 4 : 3);
-    sm_msg_put_int(out, id.u.i);
+    sm_msg_put_int(out, r->id);
     sm_msg_put_bool(out, !err);
     if (err) {
         sm_msg_put_str(out, p->control.err);
@@ -132,45 +96,8 @@ static int serve(struct process *p, const uint8_t *msg, size_t len)
     } else {
         sm_msg_put_raw(out, result->buf, result->len);
     }
-    frame_end(out, at);
+    sm_msg_socket_end(&p->sock, at);
     return out->error;
-}
-
-/* A descriptor comes with the request whose first byte it came with; the parent sends
- * nothing else before that is answered. */
-static int receive(struct process *p)
-{
-    int fd;
-    ssize_t n = sm_recv_fd(p->fd, p->in + p->in_len, REQUEST_BYTES - p->in_len, &fd);
-    size_t at = 0;
-
-    if (n == 0)
-        return -EPIPE;
-    if (n < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    if (fd >= 0) {
-        if (p->control.passed_fd >= 0)
-            close(p->control.passed_fd);
-        p->control.passed_fd = fd;
-    }
-    p->in_len += (size_t)n;
-    while (p->in_len - at >= LENGTH_BYTES) {
-        const uint8_t *f = p->in + at;
-        size_t len = (size_t)f[0] | (size_t)f[1] << 8 | (size_t)f[2] << 16 | (size_t)f[3] << 24;
-        int err;
-
-        if (len > REQUEST_BYTES - LENGTH_BYTES)
-            return -EMSGSIZE;
-        if (p->in_len - at < LENGTH_BYTES + len)
-            break;
-        err = serve(p, f + LENGTH_BYTES, len);
-        if (err)
-            return err;
-        at += LENGTH_BYTES + len;
-    }
-    memmove(p->in, p->in + at, p->in_len - at);
-    p->in_len -= at;
-    return 0;
 }
 
 /* ---- the loop ---- */
@@ -187,7 +114,8 @@ static int round_(struct process *p, struct sm_poll *poll_)
     for (unsigned i = 0; i < SM_CONTROL_NICS; i++)
         if (c->nics[i])
             sm_nic_fill(c->nics[i], poll_);
-    p->index = sm_poll_add(poll_, p->fd, (short)(POLLIN | (c->out.len ? POLLOUT : 0)));
+    p->index = sm_poll_add(poll_, p->sock.fd,
+                           (short)(POLLIN | (sm_msg_socket_unsent(&p->sock) ? POLLOUT : 0)));
     now = sm_io_now_ns();
     wait = poll_->deadline_ns > now ? (poll_->deadline_ns - now + 999999) / 1000000 : 0;
     if (poll(poll_->fds, poll_->count, (int)wait) < 0 && errno != EINTR)
@@ -197,26 +125,26 @@ static int round_(struct process *p, struct sm_poll *poll_)
         if (c->nics[i])
             sm_nic_serve(c->nics[i], poll_);
     if (sm_poll_got(poll_, p->index) & (POLLIN | POLLHUP | POLLERR))
-        err = receive(p);
-    return err ? err : flush_out(p);
+        err = sm_msg_socket_receive(&p->sock, serve, p);
+    return err ? err : sm_msg_socket_flush(&p->sock);
 }
 
 static int run(int fd)
 {
-    struct process p = { .fd = fd, .in = malloc(REQUEST_BYTES), .control.passed_fd = -1 };
+    struct process p = { .control.passed_fd = -1 };
     struct sm_poll poll_ = { 0 };
-    int err = p.in ? 0 : -ENOMEM;
+    int err = 0;
 
-    sm_msg_writer_init(&p.control.out, OUT_BYTES);
+    sm_msg_socket_init(&p.sock, fd, REQUEST_BYTES, OUT_BYTES);
     sm_msg_writer_init(&p.control.result, OUT_BYTES / 2);
     p.control.event = put_event;
+    p.control.event_arg = &p;
     while (!err)
         err = round_(&p, &poll_);
     sm_control_close(&p.control);
-    sm_msg_writer_free(&p.control.out);
+    sm_msg_socket_free(&p.sock);
     sm_msg_writer_free(&p.control.result);
     free(poll_.fds);
-    free(p.in);
     return err == -EPIPE || err == -ECONNRESET ? 0 : err;
 }
 
