@@ -11,6 +11,7 @@
  * The FPU's registers are KVM_GET_FPU's; the wide ones are two numbers each.
  */
 #include "kvm.h"
+#include "x86_msr.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -117,26 +118,6 @@ static void attr_unpack(struct kvm_segment *s, uint64_t value)
     s->unusable = rights >> 16 & 1;
 }
 
-static int msr_access(struct sm_hv_vcpu *vcpu, unsigned long request, uint32_t index,
-                      uint64_t *value)
-{
-    struct {
-        struct kvm_msrs head;
-        struct kvm_msr_entry entry;
-    } arg;
-    int r;
-
-    memset(&arg, 0, sizeof(arg));
-    arg.head.nmsrs = 1;
-    arg.entry.index = index;
-    arg.entry.data = *value;
-    r = sm_kvm_ioctl(vcpu->fd, request, &arg);
-    if (r != 1)
-        return r < 0 ? r : -EINVAL;
-    *value = arg.entry.data;
-    return 0;
-}
-
 /* The field of a register inside `base`, read or written. */
 static void field_move(const struct reg_desc *d, void *base, uint64_t *value, bool set)
 {
@@ -201,7 +182,7 @@ static int reg_access(struct sm_hv_vcpu *vcpu, uint64_t reg, uint64_t *value, bo
     if (reg & SM_REG_MSR) {
         if (reg & ~(SM_REG_MSR | 0xffffffffull))
             return -EINVAL;
-        return msr_access(vcpu, set ? KVM_SET_MSRS : KVM_GET_MSRS, (uint32_t)reg, value);
+        return sm_kvm_access_msr(vcpu, set ? KVM_SET_MSRS : KVM_GET_MSRS, (uint32_t)reg, value);
     }
     d = desc_of(reg);
     if (!d)

@@ -33,6 +33,7 @@
  * Sources: Linux Documentation/virt/kvm/api.rst and x86/{msr,timekeeping}.rst.
  */
 #include "kvm.h"
+#include "x86_msr.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -199,35 +200,12 @@ static int save_msrs(struct sm_hv_vcpu *vcpu, struct sm_state_writer *w)
     return err ? err : w->error;
 }
 
-static int access_msr(struct sm_hv_vcpu *vcpu, unsigned long request, uint32_t index,
-                      uint64_t *data)
-{
-    struct {
-        struct kvm_msrs head;
-        struct kvm_msr_entry entry;
-    } one;
-    int done;
-
-    memset(&one, 0, sizeof(one));
-    one.head.nmsrs = 1;
-    one.entry.index = index;
-    one.entry.data = *data;
-    done = sm_kvm_ioctl(vcpu->fd, request, &one);
-    *data = one.entry.data;
-    return done == 1 ? 0 : done < 0 ? done : -EINVAL;
-}
-
-static int set_msr(struct sm_hv_vcpu *vcpu, uint32_t index, uint64_t data)
-{
-    return access_msr(vcpu, KVM_SET_MSRS, index, &data);
-}
-
 /* Some can be read but not written; fine while they are what they should be. */
 static bool has_value(struct sm_hv_vcpu *vcpu, uint32_t index, uint64_t data)
 {
     uint64_t now = 0;
 
-    return access_msr(vcpu, KVM_GET_MSRS, index, &now) == 0 && now == data;
+    return sm_kvm_access_msr(vcpu, KVM_GET_MSRS, index, &now) == 0 && now == data;
 }
 
 static int set_tsc(struct sm_hv_vcpu *vcpu, uint64_t tsc)
@@ -235,10 +213,10 @@ static int set_tsc(struct sm_hv_vcpu *vcpu, uint64_t tsc)
     int err;
 
     if (vcpu->index != 0)
-        return set_msr(vcpu, MSR_TSC, vcpu->hv->loaded_tsc);
+        return sm_kvm_set_msr(vcpu, MSR_TSC, vcpu->hv->loaded_tsc);
     vcpu->hv->loaded_tsc = tsc;
-    err = set_msr(vcpu, MSR_TSC, tsc ^ FAR_OFF);
-    return err ? err : set_msr(vcpu, MSR_TSC, tsc);
+    err = sm_kvm_set_msr(vcpu, MSR_TSC, tsc ^ FAR_OFF);
+    return err ? err : sm_kvm_set_msr(vcpu, MSR_TSC, tsc);
 }
 
 /* All but TSC and TSC_DEADLINE, which have their own places. */
@@ -304,7 +282,7 @@ static int load_msrs(struct sm_hv_vcpu *vcpu, struct sm_state_reader *r, uint64_
     if (!err)
         err = set_msrs(vcpu, list);
     if (!err && has_deadline)
-        err = set_msr(vcpu, MSR_TSC_DEADLINE, deadline);
+        err = sm_kvm_set_msr(vcpu, MSR_TSC_DEADLINE, deadline);
     free(list);
     return err;
 }

@@ -8,6 +8,7 @@
  * guest finds its timer in the TSC deadline mode of the local APIC.
  */
 #include "kvm.h"
+#include "x86_msr.h"
 
 #include <asm/kvm_para.h>
 #include <cpuid.h>
@@ -76,22 +77,6 @@ void sm_kvm_arch_destroy(struct sm_hv *hv)
     free(hv->cpuid);
 }
 
-static int msr_set(struct sm_hv_vcpu *vcpu, uint32_t index, uint64_t value)
-{
-    struct {
-        struct kvm_msrs head;
-        struct kvm_msr_entry entry;
-    } arg;
-    int r;
-
-    memset(&arg, 0, sizeof(arg));
-    arg.head.nmsrs = 1;
-    arg.entry.index = index;
-    arg.entry.data = value;
-    r = sm_kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &arg);
-    return r == 1 ? 0 : r < 0 ? r : -EINVAL;
-}
-
 int sm_kvm_arch_vcpu_create(struct sm_hv_vcpu *vcpu, unsigned cpus)
 {
     /* CPUID before any MSR: which MSRs exist depends on it. */
@@ -101,7 +86,7 @@ int sm_kvm_arch_vcpu_create(struct sm_hv_vcpu *vcpu, unsigned cpus)
         return err;
     /* As firmware leaves it: with MTRRs off, Linux gives up on PAT too. A
      * processor without MTRRs refuses, and has nothing to set. */
-    msr_set(vcpu, MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WB);
+    sm_kvm_set_msr(vcpu, MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WB);
     return 0;
 }
 
