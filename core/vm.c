@@ -3,8 +3,8 @@
  * The virtual machine; see vm.h.
  *
  * Construction, in this order and for these reasons: the backend's VM, RAM,
- * vCPUs (on their threads, parked), the platform's devices, then what the
- * owner adds. ioeventfds are registered by sm_vm_start, after every memory slot
+ * vCPUs (on their threads, parked), the platform's devices (vm_platform.c), then
+ * what the owner adds. ioeventfds are registered by sm_vm_start, after every memory slot
  * and vCPU, because the host kernel makes those wait for it (core/kvm/vm.c).
  * ACPI is written by sm_vm_start too, when all devices are known.
  *
@@ -17,25 +17,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
-#include "acpi.h"
 #include "boot.h"
 #include "console_log.h"
-#include "dev/power.h"
-#include "dev/pvpanic.h"
-#include "dev/rtc.h"
-#include "dev/serial.h"
-#include "dev/virtio_mmio.h"
 #include "vm_impl.h"
 
 #define LOW_RAM_MAX (3ull << 30)
 #define HIGH_RAM_GPA (4ull << 30)
 #define MEMORY_MAX (1ull << 42)
-#define QUEUE_NOTIFY_OFF 0x50
 #define FIRST_GSI 5
-#define IOAPIC_PINS 24
 #define RESERVED_FDS 256
 
 /* --- names and getters -------------------------------------------------- */
@@ -247,72 +238,6 @@ static int start_vcpus(struct sm_vm *vm)
     return err;
 }
 
-static void on_power(void *arg, bool off, const char *how)
-{
-    sm_vm_stop(arg, off ? SM_STOP_POWEROFF : SM_STOP_REBOOT, how);
-}
-
-static void on_panic(void *arg, bool handled)
-{
-    struct sm_vm *vm = arg;
-
-    if (handled)
-        sm_events_notice(&vm->events, "pvpanic", "guest panicked into its crash kernel", 0);
-    else
-        sm_vm_stop(vm, SM_STOP_PANIC, "told by pvpanic");
-}
-
-static int add_ports(struct sm_vm *vm, uint64_t base, uint64_t count,
-                     const struct sm_bus_ops *ops, void *dev)
-{
-    return sm_bus_add(&vm->bus, SM_SPACE_PIO, base, count, ops, dev);
-}
-
-static int add_power(struct sm_vm *vm)
-{
-    struct sm_power *power;
-    int err = sm_power_create(on_power, vm, &power);
-
-    if (!err)
-        err = sm_vm_add_device(vm, sm_power_device(power));
-    if (!err)
-        err = add_ports(vm, SM_POWER_PORT, SM_POWER_PORTS, &sm_power_acpi_ops, power);
-    if (!err)
-        err = add_ports(vm, SM_POWER_CF9, 1, &sm_power_cf9_ops, power);
-    if (!err)
-        err = add_ports(vm, SM_POWER_KBD_DATA, 5, &sm_power_kbd_ops, power);
-    return err;
-}
-
-static int add_pvpanic(struct sm_vm *vm)
-{
-    struct sm_pvpanic *pvpanic;
-    int err = sm_pvpanic_create(on_panic, vm, &pvpanic);
-
-    if (!err)
-        err = sm_vm_add_device(vm, sm_pvpanic_device(pvpanic));
-    return err ? err : add_ports(vm, SM_PVPANIC_PORT, 1, &sm_pvpanic_bus_ops, pvpanic);
-}
-
-static int add_rtc(struct sm_vm *vm)
-{
-    struct sm_rtc *rtc;
-    int err = sm_rtc_create(&rtc);
-
-    if (!err)
-        err = sm_vm_add_device(vm, sm_rtc_device(rtc));
-    return err ? err : add_ports(vm, SM_RTC_PORT, SM_RTC_PORTS, &sm_rtc_bus_ops, rtc);
-}
-
-static int add_platform(struct sm_vm *vm)
-{
-    int err = add_power(vm);
-
-    if (!err)
-        err = add_pvpanic(vm);
-    return err ? err : add_rtc(vm);
-}
-
 static int build(struct sm_vm *vm, const struct sm_vm_config *cfg, char *err, size_t errlen)
 {
     int r = sm_events_init(&vm->events);
@@ -335,7 +260,7 @@ static int build(struct sm_vm *vm, const struct sm_vm_config *cfg, char *err, si
         return say(err, errlen, r, "cannot create a vCPU");
     r = sm_vm_io_new(vm, "io", &vm->ios[0]);
     if (!r)
-        r = add_platform(vm);
+        r = sm_vm_add_platform(vm);
     return r ? say(err, errlen, r, "cannot create the machine") : 0;
 }
 
@@ -437,75 +362,6 @@ int sm_vm_add_device(struct sm_vm *vm, struct sm_device *dev)
     return 0;
 }
 
-static uint32_t gsi_after(uint32_t gsi)
-{
-    gsi++;
-    while (gsi == 8 || gsi == SM_GED_GSI) /* the RTC's by custom, the event device's */
-        gsi++;
-    return gsi;
-}
-
-int sm_vm_next_irq(struct sm_vm *vm, struct sm_irq *irq)
-{
-    int err;
-
-    irq->fd = -1;
-    if (vm->next_gsi >= IOAPIC_PINS)
-        return -ENOSPC;
-    err = sm_irq_open(irq, vm->hv, vm->next_gsi);
-    if (err)
-        return err;
-    irq->trace = &vm->trace;
-    vm->last_gsi = vm->next_gsi;
-    vm->next_gsi = gsi_after(vm->next_gsi);
-    return 0;
-}
-
-int sm_vm_add_virtio(struct sm_vm *vm, struct sm_virtio_mmio *dev)
-{
-    struct sm_virtio_slot *slot = &vm->virtio[vm->virtio_count];
-    int err;
-
-    if (vm->virtio_count == SM_VIRTIO_MMIO_MAX) {
-        sm_virtio_mmio_device(dev)->ops->destroy(sm_virtio_mmio_device(dev));
-        return -ENOSPC;
-    }
-    err = sm_vm_add_device(vm, sm_virtio_mmio_device(dev));
-    if (err)
-        return err;
-    slot->dev = dev;
-    slot->gsi = vm->last_gsi;
-    slot->gpa = SM_VIRTIO_MMIO_BASE + vm->virtio_count * SM_VIRTIO_MMIO_STRIDE;
-    err = sm_bus_add(&vm->bus, SM_SPACE_MMIO, slot->gpa, SM_VIRTIO_MMIO_STRIDE,
-                     &sm_virtio_mmio_bus_ops, dev);
-    if (!err)
-        vm->virtio_count++;
-    return err;
-}
-
-int sm_vm_add_serial(struct sm_vm *vm)
-{
-    struct sm_serial *serial;
-    struct sm_irq irq;
-    int err;
-
-    if (vm->has_serial)
-        return -EEXIST;
-    err = sm_irq_open(&irq, vm->hv, SM_SERIAL_GSI);
-    irq.trace = &vm->trace;
-    if (!err)
-        err = sm_serial_create(&vm->console, &irq, &serial);
-    if (!err)
-        err = sm_vm_add_device(vm, sm_serial_device(serial));
-    if (!err)
-        err = add_ports(vm, SM_SERIAL_PORT, SM_SERIAL_PORTS, &sm_serial_bus_ops, serial);
-    if (err)
-        return err;
-    sm_console_log_set_input(&vm->console, sm_serial_input, serial);
-    vm->has_serial = true;
-    return 0;
-}
-
 /* --- boot and run ------------------------------------------------------- */
 
 static int enter_kernel(struct sm_hv_vcpu *vcpu, void *arg)
@@ -530,49 +386,6 @@ int sm_vm_load_kernel(struct sm_vm *vm, const struct sm_boot_config *cfg, char *
     return 0;
 }
 
-static int write_acpi(struct sm_vm *vm)
-{
-    struct sm_acpi_config cfg = {
-        .cpus = vm->cpus,
-        .serial = vm->has_serial,
-        .pvpanic = true,
-        .vmgenid_gpa = SM_BOOT_VMGENID_GPA,
-        .ged_gsi = SM_GED_GSI,
-        .virtio_count = vm->virtio_count,
-    };
-    uint8_t *tables = sm_mem_ptr(&vm->mem, SM_BOOT_ACPI_GPA, SM_BOOT_ACPI_BYTES);
-    uint8_t *vmgenid = sm_mem_ptr(&vm->mem, SM_BOOT_VMGENID_GPA, 16);
-    size_t len;
-
-    if (!tables || !vmgenid)
-        return -EFAULT;
-    for (unsigned i = 0; i < vm->virtio_count; i++) {
-        cfg.virtio[i].gpa = vm->virtio[i].gpa;
-        cfg.virtio[i].len_bytes = SM_VIRTIO_MMIO_STRIDE;
-        cfg.virtio[i].gsi = vm->virtio[i].gsi;
-    }
-    if (getrandom(vmgenid, 16, 0) != 16)
-        return -EIO;
-    return sm_acpi_build(&cfg, SM_BOOT_ACPI_GPA, tables, SM_BOOT_ACPI_BYTES, &len);
-}
-
-/* -ENOTSUP: the backend has none; the write exits to the bus, whose device
- * serves it as well. */
-static int add_ioeventfds(struct sm_vm *vm)
-{
-    for (unsigned i = 0; i < vm->virtio_count; i++) {
-        const struct sm_virtio_slot *slot = &vm->virtio[i];
-
-        for (unsigned q = 0; q < sm_virtio_mmio_queues(slot->dev); q++) {
-            int err = sm_hv_ioeventfd(vm->hv, slot->gpa + QUEUE_NOTIFY_OFF, 4, q,
-                                      sm_virtio_mmio_queue_fd(slot->dev, q), true);
-            if (err)
-                return err == -ENOTSUP ? 0 : err;
-        }
-    }
-    return 0;
-}
-
 int sm_vm_start(struct sm_vm *vm)
 {
     int err = 0;
@@ -580,9 +393,9 @@ int sm_vm_start(struct sm_vm *vm)
     if (state_of(vm) != SM_VM_CREATED)
         return -EINVAL;
     if (vm->kernel_loaded && !vm->loaded)
-        err = write_acpi(vm);
+        err = sm_vm_write_acpi(vm);
     if (!err)
-        err = add_ioeventfds(vm);
+        err = sm_vm_add_ioeventfds(vm);
     if (err)
         return err;
     sm_vm_io_release_all(vm); /* held since a load */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of a VM: what vm.c and vm_state.c share, and nobody else includes. */
+/* Inside of a VM: what vm.c and its parts, vm_*.c, share; nobody else includes it. */
 #ifndef SM_VM_IMPL_H
 #define SM_VM_IMPL_H
 
@@ -58,5 +58,13 @@ struct sm_vm {
 /* Hold every I/O thread between two callbacks; idempotent. */
 void sm_vm_io_hold_all(struct sm_vm *vm);
 void sm_vm_io_release_all(struct sm_vm *vm);
+
+/* vm_platform.c. The devices that every machine has. */
+int sm_vm_add_platform(struct sm_vm *vm);
+/* The tables and a fresh generation id, into the guest's memory. */
+int sm_vm_write_acpi(struct sm_vm *vm);
+/* The doorbells of all virtio queues; a backend that has none (-ENOTSUP) lets the
+ * writes exit to the bus, whose device serves them as well. */
+int sm_vm_add_ioeventfds(struct sm_vm *vm);
 
 #endif
