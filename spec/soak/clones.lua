@@ -30,7 +30,7 @@ for t = 1, AT_ONCE do
     tasks[t] = loop.spawn(function()
         while made < total do
             made = made + 1
-            local vm = assert(sm.restore(template))
+            local vm = assert(sm.restore(template, { boot_timeout = 600 }))
             copies[#copies + 1] = vm
             local r = assert(vm:exec { argv = { "hostname" }, timeout = 300 })
             local name = r.stdout:gsub("\n", "")
