@@ -318,7 +318,7 @@ describe("a hostile layer", function()
             end
             shell.write(path, good .. "\0")
             assert.is_nil((merge(layer)))
-            shell.write(path, good:gsub("^(........)....", "%1\2\0\0\0"))
+            shell.write(path, (good:gsub("^(........)....", "%1\2\0\0\0")))
             assert.matches("version 2, not 1", select(2, merge(layer)))
         end)
 
