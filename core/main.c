@@ -76,31 +76,29 @@ static int same_time(const char *a, const char *b)
            sa.st_mtim.tv_nsec == sb.st_mtim.tv_nsec;
 }
 
-/* One of package.searchers. Upvalues: the folders of the modules and of their compiled
- * forms, each with a slash at its end. */
+/* One of package.searchers. Upvalue: the folder of the compiled modules. What has no
+ * compiled form costs one look for it. */
 static int search_compiled(lua_State *L)
 {
-    const char *modules = lua_tostring(L, lua_upvalueindex(1)), *source, *compiled;
+    const char *file = luaL_gsub(L, luaL_checkstring(L, 1), ".", "/"), *source, *compiled;
     lua_Debug info;
 
-    lua_settop(L, 1);
-    lua_getglobal(L, "package");
-    lua_getfield(L, 2, "searchpath");
-    lua_pushvalue(L, 1);
-    lua_getfield(L, 2, "path");
-    lua_call(L, 2, 1);
-    source = lua_tostring(L, 3);
-    if (!source || strncmp(source, modules, strlen(modules)) != 0)
+    compiled = lua_pushfstring(L, "%s/%s.luac", lua_tostring(L, lua_upvalueindex(1)), file);
+    if (access(compiled, R_OK) != 0)
         return 0;
-    compiled = lua_pushfstring(L, "%s%sc", lua_tostring(L, lua_upvalueindex(2)),
-                               source + strlen(modules));
-    if (!same_time(source, compiled) || luaL_loadfilex(L, compiled, "b") != LUA_OK)
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "searchpath");
+    lua_pushvalue(L, 1);
+    lua_getfield(L, -3, "path");
+    lua_call(L, 2, 1);
+    source = lua_tostring(L, -1);
+    if (!source || !same_time(source, compiled) || luaL_loadfilex(L, compiled, "b") != LUA_OK)
         return 0;
     lua_pushvalue(L, -1);
     lua_getinfo(L, ">S", &info);
     if (info.source[0] != '@' || strcmp(info.source + 1, source) != 0)
         return 0;
-    lua_pushvalue(L, 3);
+    lua_pushstring(L, source);
     return 2;
 }
 
@@ -111,15 +109,16 @@ static void set_paths(lua_State *L, const char *dir)
 
     snprintf(probe, sizeof(probe), "%s/lua/sm/cli.lua", dir);
     if (access(probe, R_OK) == 0) {
-        modules = lua_pushfstring(L, "%s/lua/", dir);
+        modules = lua_pushfstring(L, "%s/lua/?.lua;%s/lua/?/init.lua", dir, dir);
         c = lua_pushfstring(L, "%s/build/?.so", dir);
-        compiled = lua_pushfstring(L, "%s/build/luac/", dir);
+        compiled = lua_pushfstring(L, "%s/build/luac", dir);
     } else {
-        modules = lua_pushfstring(L, "%s/../share/lua/5.4/", dir);
+        modules = lua_pushfstring(L, "%s/../share/lua/5.4/?.lua;%s/../share/lua/5.4/?/init.lua",
+                                  dir, dir);
         c = lua_pushfstring(L, "%s/../lib/lua/5.4/?.so", dir);
-        compiled = lua_pushfstring(L, "%s/../libexec/sm/luac/", dir);
+        compiled = lua_pushfstring(L, "%s/../libexec/sm/luac", dir);
     }
-    prepend(L, "path", lua_pushfstring(L, "%s?.lua;%s?/init.lua", modules, modules));
+    prepend(L, "path", modules);
     prepend(L, "cpath", c);
 
     /* Before the searcher that reads sources, after package.preload. */
@@ -129,9 +128,8 @@ static void set_paths(lua_State *L, const char *dir)
         lua_geti(L, -1, i);
         lua_seti(L, -2, i + 1);
     }
-    lua_pushstring(L, modules);
     lua_pushstring(L, compiled);
-    lua_pushcclosure(L, search_compiled, 2);
+    lua_pushcclosure(L, search_compiled, 1);
     lua_seti(L, -2, 2);
     lua_settop(L, 0);
 }
