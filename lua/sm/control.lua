@@ -331,9 +331,9 @@ function Channel:write(name, bytes)
     local s = self.outgoing[name]
     local at, size = 1, #bytes
     while at <= size do
-        while s.credit == 0 and not self.over do
-            loop.wait_in(self.waiting)
-        end
+        self:wait_for(function()
+            return s.credit > 0
+        end)
         if self.over then
             return nil, self.over
         end

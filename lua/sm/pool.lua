@@ -203,14 +203,13 @@ local function make(self)
         vm:close()
     end
     self.making = self.making - 1 -- whoever closes the pool waits for it
+    loop.wake(self.makers) -- in their turn, after this one
     if self.closed then
-        loop.wake(self.makers)
         return
     elseif not vm then
         self.counts.failed = self.counts.failed + 1
         self.failures = self.failures + 1
         self.last_error = err
-        loop.wake(self.makers)
         -- Whoever waits hears why, rather than waiting for what cannot be.
         if #self.waiting > 0 then
             table.remove(self.waiting, 1)(nil, err)
@@ -226,7 +225,6 @@ local function make(self)
     remember(self.make_seconds, self.counts.made, loop.now() - began)
     self.ready[#self.ready + 1] = vm
     watch(self, vm)
-    loop.wake(self.makers)
     serve(self)
     trim_idle(self, vm)
     fill(self)

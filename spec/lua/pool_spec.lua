@@ -49,6 +49,20 @@ describe("a pool", function()
         return pool, assert(pool:acquire(1))
     end
 
+    -- A task that waits for that place, and gets the next copy; `meanwhile` runs when it
+    -- has been handed over and the task has not gone on.
+    local function handed_over(meanwhile)
+        local pool, first = full()
+        local task = loop.spawn(pool.acquire, pool, 10)
+        loop.sleep(0.005)
+        on_made = function()
+            on_made = nil
+            loop.spawn(meanwhile, pool, task)
+        end
+        first:close()
+        return pool, task
+    end
+
     it("serves those who wait in their order, and never has more than its most", function()
         loop.run(function()
             local pool, first = full()
@@ -75,15 +89,10 @@ describe("a pool", function()
 
     it("keeps what was handed to a task that is cancelled before it goes on", function()
         loop.run(function()
-            local pool, first = full()
-            local task = loop.spawn(pool.acquire, pool, 10)
-            loop.sleep(0.005)
-            on_made = function()
-                loop.spawn(task.cancel, task) -- runs after the pool has handed it out
-            end
-            first:close()
+            local pool, task = handed_over(function(_, task)
+                task:cancel()
+            end)
             loop.sleep(0.02)
-            on_made = nil
             assert.is_true(task:finished())
             local stats = pool:stats()
             assert.same({ 1, 0, 0 }, { stats.ready, stats.taken, stats.waiting })
@@ -94,13 +103,9 @@ describe("a pool", function()
 
     it("ends what was handed to a task when the pool is closed before that goes on", function()
         loop.run(function()
-            local pool, first = full()
-            local task = loop.spawn(pool.acquire, pool, 10)
-            loop.sleep(0.005)
-            on_made = function()
-                loop.spawn(pool.close, pool)
-            end
-            first:close()
+            local _, task = handed_over(function(pool)
+                pool:close()
+            end)
             local vm, err = task:join()
             assert.is_nil(vm)
             assert.equal("pool: closed", err)
