@@ -328,7 +328,8 @@ static const struct sm_cmd table[] = {
     { "vsock.fault", "vsock_fault", "Reset or stall vsock streams; how many were reset.",
       ARGS(vsock_fault_args), .states = SM_IN_ANY, .run = sm_cmd_vsock_fault },
     { "clock.fault", "clock_fault",
-      "Stop the guest's clock: its time stands still and its timers do not come due, to 10 ms. "
+      "Stop the guest's clock: it is turned back to here each 10 ms, so its time goes to and fro by as "
+      "much, and its timers do not come due. "
       "It is the paravirtual clock that stops; a guest with clocksource=tsc does not notice.",
       ARGS(clock_fault_args), .states = IN_RUNNING | IN_PAUSED, .run = sm_cmd_clock_fault },
     { "device.list", "devices",

@@ -2,8 +2,10 @@
 /*
  * The guest's clock, stopped on demand: a timer of the I/O thread sets the
  * paravirtual clock back to where it was, again and again. Between two of its
- * turns the clock runs on and is then behind itself, which a kernel reads as
- * "no time has passed" (Linux: CONFIG_CLOCKSOURCE_VALIDATE_LAST_CYCLE).
+ * turns the clock runs on and is then behind itself, which a kernel that kept
+ * time in between reads as "no time has passed" (Linux:
+ * CONFIG_CLOCKSOURCE_VALIDATE_LAST_CYCLE); of two readings without that, the
+ * later one can be behind by as much.
  */
 #include <errno.h>
 

@@ -80,7 +80,8 @@ describe("a fault of the clock", function()
         end
         assert(vm:machine():clock_fault "stop")
         local guest, host = span(6)
-        assert.is_true(guest >= 0 and guest < host / 3, ("%g s of %g s"):format(guest, host))
+        -- It is turned back each 10 ms, so a later reading can be that much behind an earlier one.
+        assert.is_true(guest > -host / 3 and guest < host / 3, ("%g s of %g s"):format(guest, host))
         assert(vm:machine():clock_fault "go")
         guest, host = span(3)
         assert.is_true(guest > host / 2, ("%g s of %g s"):format(guest, host))
